@@ -1,0 +1,147 @@
+"""What a person sees: progress on standard error, tables and answers on standard output.
+
+The only module that draws; everything else reports through `Progress` or returns values.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from edgesmith.progress import Advance, Progress
+
+__all__ = ["ConsoleProgress", "fail", "format_bytes", "format_seconds", "print_json", "print_table", "say"]
+
+_PLAIN_INTERVAL_S = 10.0
+_VERDICT_STYLES = {"PASS": "bold green", "FAIL": "bold red", "INCONCLUSIVE": "bold yellow"}
+
+
+class ConsoleProgress(Progress):
+    """Bars on a terminal, plain lines elsewhere, both on standard error."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._columns: Any = None
+
+    @contextmanager
+    def bar(self, description: str, total: float | None = None) -> Iterator[Advance]:
+        """Show one bar, or a line at the start, every ten seconds and at the end."""
+        if not self._live:
+            yield from self._lines(description, total)
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+        with Bars(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bars:
+            task = bars.add_task(description, total=total)
+            yield lambda done: bars.advance(task, done)
+
+    def _lines(self, description: str, total: float | None) -> Iterator[Advance]:
+        start = last = time.monotonic()
+        done = 0.0
+
+        def advance(amount: float) -> None:
+            nonlocal done, last
+            done += amount
+            if (now := time.monotonic()) - last >= _PLAIN_INTERVAL_S:
+                last = now
+                of = f" of {total:g}" if total else ""
+                self.note(f"{description}: {done:g}{of} after {format_seconds(now - start)}")
+
+        yield advance
+        if (elapsed := time.monotonic() - start) >= 1:
+            self.note(f"{description}: {format_seconds(elapsed)}")
+
+    def note(self, text: str) -> None:
+        """Print one line above the bars."""
+        sys.stderr.write(f"  {text}\n")
+        sys.stderr.flush()
+
+
+def say(text: str) -> None:
+    """Print a line, with its verdict words in colour on a terminal."""
+    if not sys.stdout.isatty():
+        sys.stdout.write(text + "\n")
+        return
+    from rich.console import Console
+
+    _print_rich(Console(highlight=False, soft_wrap=True), text)
+
+
+def fail(text: str) -> None:
+    """Print an error to standard error."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.text import Text
+
+        Console(stderr=True, highlight=False, soft_wrap=True).print(Text("error: ", style="bold red") + Text(text))
+    else:
+        sys.stderr.write(f"error: {text}\n")
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON object, and nothing else, on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
+    """Print a table; figures (cells that start with a digit or sign) are aligned to the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for index, name in enumerate(columns):
+        cells = [row[index] for row in rows if row[index]]
+        figures = bool(cells) and all(cell[0] in "0123456789.+−-≤≥—" for cell in cells)
+        table.add_column(name, justify="right" if figures else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell, style=_VERDICT_STYLES.get(cell, "")) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
+
+
+def print_facts(facts: Mapping[str, str]) -> None:
+    """Print names and values, aligned."""
+    width = max((len(name) for name in facts), default=0)
+    for name, value in facts.items():
+        say(f"{name:<{width}}  {value}")
+
+
+def format_bytes(size: float) -> str:
+    """Write a size with its unit, in powers of ten as disks and app stores count.
+
+    >>> format_bytes(23_204_112)
+    '23.2 MB'
+    """
+    for unit in ("B", "kB", "MB"):
+        if abs(size) < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration.
+
+    >>> format_seconds(75.2), format_seconds(3.25)
+    ('1 min 15 s', '3.2 s')
+    """
+    if seconds >= 60:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
+
+
+def _print_rich(console: Any, text: str) -> None:
+    from rich.text import Text
+
+    styled = Text(text)
+    for word, style in _VERDICT_STYLES.items():
+        styled.highlight_words([word], style)
+    console.print(styled)

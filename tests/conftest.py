@@ -1,0 +1,40 @@
+"""Fixtures that every test may use: a real model and real texts, fetched once and kept outside the checkout."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # tests never reach a hub
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "examples" / "news"))
+
+
+@pytest.fixture(scope="session")
+def minilm_folder() -> Path:
+    """all-MiniLM-L6-v2 as its package carries it: a Hugging Face folder, 22.7 M parameters."""
+    import prepare
+
+    folder: Path = prepare.minilm_folder()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def news_rows() -> list[dict[str, str]]:
+    """BBC news articles: `text` and `label`, near-duplicates left out, in a fixed order."""
+    import prepare
+
+    return [{"text": text, "label": label} for label, text in prepare.news_articles()]
+
+
+@pytest.fixture
+def store_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty store of the test's own, which commands use too."""
+    root = tmp_path / "store"
+    monkeypatch.setenv("EDGESMITH_STORE", str(root))
+    return root
