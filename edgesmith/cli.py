@@ -86,7 +86,7 @@ def plan(recipe: RecipePath, settings: Settings = None, store: StoreRoot = None,
     if json:
         console.print_json({"steps": [step.to_json() for step in steps]})
         return
-    rows = [(step.name, step.state, step.detail, ", ".join(step.needs)) for step in steps]
+    rows = [(step.name, step.state, step.does, ", ".join(step.needs)) for step in steps]
     console.print_table(("step", "state", "does", "needs"), rows)
 
 
@@ -124,13 +124,19 @@ def run(
 
 def _show_run(result: Any) -> None:
     from edgesmith import console
+    from edgesmith.units import format_seconds
 
-    console.print_table(("step", "result", "time", ""), [step.row() for step in result.steps])
-    console.print_table(*result.artifact_table())
+    steps = [
+        (step.name, step.does, "cached" if step.was_cached else "done", format_seconds(step.seconds))
+        for step in result.steps
+    ]
+    console.print_table(("step", "does", "", "time"), steps)
+    console.print_table(*result.table())
     for target in result.targets:
         for verdict in target.verdicts:
             console.say(f"{target.name}: {verdict.gate}: {verdict.verdict}: {verdict.reason}")
-    console.say(f"{result.verdict}: {result.out}/report.md")
+    overall = result.verdict if result.is_judged else "no gates set: nothing was judged"
+    console.say(f"{overall} in {format_seconds(result.seconds)}; reports, artifacts and evidence are in {result.out}")
 
 
 @app.command(
@@ -386,6 +392,7 @@ def predict(
 def inspect(artifact: ArtifactPath, json: Json = False) -> None:
     """Show what an artifact is, what it was made from, and its files."""
     from edgesmith import api, console
+    from edgesmith.units import format_bytes
 
     facts = api.inspect(artifact)
     if json:
@@ -395,7 +402,7 @@ def inspect(artifact: ArtifactPath, json: Json = False) -> None:
     console.print_facts({name: _plain(value) for name, value in facts.items()})
     console.print_table(
         ("file", "size", "sha256"),
-        [(file["path"], console.format_bytes(file["size_bytes"]), file["sha256"][:16]) for file in files],
+        [(file["path"], format_bytes(file["size_bytes"]), file["sha256"][:16]) for file in files],
     )
 
 
@@ -437,6 +444,7 @@ def schema() -> None:
 
 def _show_artifact(artifact: Any, facts: dict[str, Any], json: bool) -> None:
     from edgesmith import console
+    from edgesmith.units import format_bytes
 
     summary = {
         "path": str(artifact.path),
@@ -448,7 +456,7 @@ def _show_artifact(artifact: Any, facts: dict[str, Any], json: bool) -> None:
     if json:
         console.print_json(summary)
     else:
-        summary["model_bytes"] = console.format_bytes(artifact.model_bytes)
+        summary["model_bytes"] = format_bytes(artifact.model_bytes)
         console.print_facts({name: _plain(value) for name, value in summary.items()})
 
 

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from edgesmith.progress import Advance, Progress
+from edgesmith.units import format_seconds
 
-__all__ = ["ConsoleProgress", "fail", "format_bytes", "format_seconds", "print_json", "print_table", "say"]
+__all__ = ["ConsoleProgress", "fail", "print_facts", "print_json", "print_table", "say"]
 
 _PLAIN_INTERVAL_S = 10.0
 _VERDICT_STYLES = {"PASS": "bold green", "FAIL": "bold red", "INCONCLUSIVE": "bold yellow"}
@@ -112,30 +113,6 @@ def print_facts(facts: Mapping[str, str]) -> None:
     width = max((len(name) for name in facts), default=0)
     for name, value in facts.items():
         say(f"{name:<{width}}  {value}")
-
-
-def format_bytes(size: float) -> str:
-    """Write a size with its unit, in powers of ten as disks and app stores count.
-
-    >>> format_bytes(23_204_112)
-    '23.2 MB'
-    """
-    for unit in ("B", "kB", "MB"):
-        if abs(size) < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.2f} GB"
-
-
-def format_seconds(seconds: float) -> str:
-    """Write a duration.
-
-    >>> format_seconds(75.2), format_seconds(3.25)
-    ('1 min 15 s', '3.2 s')
-    """
-    if seconds >= 60:
-        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
 
 
 def _print_rich(console: Any, text: str) -> None:

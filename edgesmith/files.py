@@ -19,6 +19,7 @@ __all__ = [
     "fsync_tree",
     "publish_folder",
     "sha256_file",
+    "sha256_text",
     "storage_errors",
     "temporary_sibling",
 ]
@@ -63,6 +64,14 @@ def sha256_file(path: Path) -> str:
         if state not in _HASHES:
             _HASHES[state] = hashlib.file_digest(file, "sha256").hexdigest()
         return _HASHES[state]
+
+
+def sha256_text(*texts: str) -> str:
+    """Hash texts in their order; 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(len(text.encode()).to_bytes(8, "little") + text.encode())
+    return digest.hexdigest()
 
 
 def temporary_sibling(path: Path) -> Path:

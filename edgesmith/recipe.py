@@ -21,13 +21,20 @@ __all__ = [
     "AdapterRef",
     "CalibrationRef",
     "DataRefs",
+    "Measure",
     "MergeOptions",
     "ModelRef",
+    "OptimizeFor",
+    "QuantizeMethod",
     "QuantizeOptions",
     "Recipe",
     "Target",
     "load_recipe",
 ]
+
+
+QuantizeMethod = Literal["dynamic-int8", "static-int8"]
+OptimizeFor = Literal["onnxruntime-cpu", "portable"]
 
 
 class _Strict(BaseModel):
@@ -100,7 +107,7 @@ class MergeStep(_Strict):
 class QuantizeOptions(_Strict):
     """How a graph's weights and activations become 8-bit integers."""
 
-    method: Literal["dynamic-int8", "static-int8"]
+    method: QuantizeMethod
     """`dynamic-int8` takes activation ranges from each input, `static-int8` from calibration rows."""
     reduce_range: bool = False
     """7-bit weights: needed to be right on x86 processors without VNNI, at some loss elsewhere."""
@@ -113,12 +120,21 @@ class Target(_Strict):
     """What runs it."""
     quantize: QuantizeOptions | None = None
     """Leave out for fp32."""
-    optimize_for: Literal["onnxruntime-cpu", "portable"] = "onnxruntime-cpu"
+    optimize_for: OptimizeFor = "onnxruntime-cpu"
     """`portable` uses only standard ONNX operators, for other runtimes than ONNX Runtime."""
     opset: Annotated[int | None, Field(ge=18, le=23)] = None
     """ONNX opset; chosen by `optimize_for` when left out."""
     max_length: Annotated[int | None, Field(ge=8)] = None
     """Longest input in tokens; longer ones are cut. The model's own limit when left out."""
+
+
+class Measure(_Strict):
+    """How speed is measured."""
+
+    threads: Annotated[int, Field(ge=1)] = 1
+    """Threads of the engine; one thread is what an edge box or a busy server gives a request."""
+    length: Annotated[int | None, Field(ge=2)] = None
+    """Tokens of every timed request, made of real text; each row's own length when left out."""
 
 
 def _name(value: str) -> str:
@@ -153,6 +169,7 @@ class Recipe(_Strict):
     """What gates compare with: `fp32` is the unquantized export of the same checkpoint; else an artifact's folder."""
     gates: Gates = Gates()
     """What every target must hold."""
+    measure: Measure = Measure()
     seed: int = 0
     """Of every random choice."""
 
@@ -165,6 +182,8 @@ class Recipe(_Strict):
             raise ValueError("model.adapter is set but steps has no merge: add `steps: [merge]`")
         if merges and not self.model.adapter:
             raise ValueError("steps has merge but there is no model.adapter")
+        if self.data.calibration and self.data.calibration.path == self.data.eval:
+            raise ValueError("data.calibration is the held-out file itself: gates would be judged on rows it was tuned to")
         for name, target in self.targets.items():
             if target.quantize and target.quantize.method == "static-int8" and not self.data.calibration:
                 raise ValueError(f"targets.{name}: static-int8 needs data.calibration, a file of real rows")

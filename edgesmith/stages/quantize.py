@@ -1,0 +1,111 @@
+"""Quantize: fp32 ONNX artifact → INT8 ONNX artifact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
+
+from edgesmith.artifact import Artifact, Parent, tool_versions, write_artifact
+from edgesmith.errors import UnsupportedError, UsageError
+from edgesmith.progress import Progress
+from edgesmith.recipe import QuantizeOptions
+from edgesmith.stages.rows import Rows
+from edgesmith.stages.side_files import MODEL_FILE, carry_files, close_graph
+from edgesmith.store import StepKey
+from edgesmith.tasks import load_task
+
+if TYPE_CHECKING:
+    from compress.quantize.config import DynamicInt8Config, StaticInt8Config
+
+__all__ = ["QuantizeStage"]
+
+_LIBRARIES = ("numpy", "onnx-ir", "onnxruntime", "tokenizers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeStage:
+    """Turn weights and activations into 8-bit integers, on ranges of real rows where the method needs them."""
+
+    source: Artifact
+    options: QuantizeOptions
+    rows: Rows
+    """Golden vectors are made of some of these."""
+    calibration: Rows | None = None
+    task: str | None = None
+
+    @property
+    def _options(self) -> dict[str, JsonValue]:
+        return {
+            **self.options.model_dump(mode="json"),
+            "rows": self.rows.options,
+            "calibration": self.calibration.options if self.calibration else None,
+            "task": self.task,
+        }
+
+    @property
+    def _inputs(self) -> dict[str, str]:
+        calibration = {"calibration": self.calibration.digest} if self.calibration else {}
+        return {"source": self.source.digest, "rows": self.rows.digest, **calibration}
+
+    @property
+    def key(self) -> StepKey:
+        """The calibration rows' content is part of it."""
+        return StepKey(
+            step="quantize",
+            module="edgesmith.stages.quantize",
+            options=self._options,
+            inputs=self._inputs,
+            libraries=_LIBRARIES,
+        )
+
+    def make(self, folder: Path, progress: Progress) -> Artifact:
+        """Quantize, copy the side files, make golden vectors."""
+        from compress.quantize.stage import quantize_onnx
+
+        if self.source.manifest.precision not in (None, "fp32"):
+            raise UnsupportedError(
+                f"{self.source.path}: is {self.source.manifest.precision} already; quantize takes an fp32 artifact",
+                mend="Export the checkpoint again: edgesmith export CHECKPOINT -o fp32.",
+            )
+        task = load_task(self.source.folder, self.task, columns=self.rows.columns)
+        examples = self.rows.read(task)
+        feeds = None
+        if self.calibration is not None:
+            calibration = self.calibration.read(task)
+            feeds = (task.encode([example]) for example in progress.track(calibration, "calibrate"))
+        source = self.source.path if self.source.path.is_file() else self.source.file(MODEL_FILE)
+        result = quantize_onnx(source, folder / MODEL_FILE, self._config(), feeds, progress=progress)
+        progress.note(
+            f"quantize: {len(result.quantized)} layers to int8, {len(result.skipped)} left in float"
+            + (f" ({result.skipped[0].name}: {result.skipped[0].reason})" if result.skipped else "")
+        )
+        carry_files(self.source.folder, folder)
+        signature = close_graph(folder, task=task, examples=examples, precision="int8")
+        return write_artifact(
+            folder,
+            kind="onnx",
+            step="quantize",
+            task=task.name,
+            precision="int8",
+            options=self._options,
+            parents=[Parent(role=role, digest=digest) for role, digest in self._inputs.items() if role != "rows"],
+            signature=signature,
+            tools=tool_versions(*_LIBRARIES),
+        )
+
+    def _config(self) -> DynamicInt8Config | StaticInt8Config:
+        from compress.quantize.config import DynamicInt8Config, StaticInt8Config
+
+        match self.options.method:
+            case "dynamic-int8":
+                return DynamicInt8Config(reduce_range=self.options.reduce_range)
+            case "static-int8":
+                if self.calibration is None:
+                    raise UsageError(
+                        "static-int8 takes activation ranges from real rows, and none were given",
+                        mend="Name a file of them: --calibration train.jsonl, or data.calibration in a recipe.",
+                    )
+                return StaticInt8Config(reduce_range=self.options.reduce_range)

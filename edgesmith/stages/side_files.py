@@ -1,0 +1,75 @@
+"""What travels with a graph: tokenizer, labels and settings, and golden vectors made by the graph itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgesmith.artifact import Signature, open_artifact
+from edgesmith.files import atomic_write, storage_errors
+from edgesmith.tasks import Example, Task
+
+__all__ = ["MODEL_FILE", "carry_files", "close_graph"]
+
+MODEL_FILE = "model.onnx"
+_CARRIED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "task.json",
+)
+_NUM_GOLDEN = 4
+_GOLDEN_TOKENS = 64
+# How far another device may be from the outputs recorded here, as a share of the largest output. Integer kernels
+# round alike on VNNI and Arm; x86 without VNNI saturates, is several times further off, and is to be noticed.
+_GOLDEN_TOLERANCE = {"fp32": 1e-4, "int8": 0.03}
+
+
+def carry_files(source: Path, folder: Path) -> None:
+    """Copy what a runtime needs beside the graph."""
+    for name in _CARRIED:
+        if (source / name).is_file():
+            with storage_errors(folder / name):
+                shutil.copyfile(source / name, folder / name)
+
+
+def close_graph(folder: Path, *, task: Task, examples: Sequence[Example], precision: str) -> Signature:
+    """Finish an ONNX folder: write `task.json` and the golden vectors, and read the signature off the engine.
+
+    Args:
+        folder: Holds `model.onnx`; is written to.
+        task: Encodes the examples.
+        examples: Real ones; the shortest few become golden vectors.
+        precision: Decides the golden vectors' tolerance.
+
+    Returns:
+        What the engine takes and gives.
+    """
+    from serve.runtime import open_engine
+    from serve.runtime.golden import write_golden
+
+    atomic_write(folder / "task.json", json.dumps(task.runtime_config(), indent=1, ensure_ascii=False) + "\n")
+    chosen = sorted(examples, key=lambda example: (len(example.text), example.text))[:_NUM_GOLDEN]
+    arrays = {name: np.ascontiguousarray(values[:, :_GOLDEN_TOKENS]) for name, values in task.encode(chosen).items()}
+    engine = open_engine(open_artifact(folder / MODEL_FILE))
+    try:
+        outputs = engine.run(arrays)
+        signature = engine.signature
+    finally:
+        engine.close()
+    largest = max(float(np.abs(values).max()) for values in outputs.values())
+    write_golden(
+        folder,
+        inputs=arrays,
+        outputs=outputs,
+        max_abs_difference=_GOLDEN_TOLERANCE[precision] * max(largest, 1e-3),
+        texts=[(one.text, one.text_pair) if one.text_pair is not None else one.text for one in chosen],
+    )
+    return signature

@@ -1,0 +1,95 @@
+"""Starter recipes: what can be guessed from a checkpoint, said so, and the rest left to fill in."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+from edgesmith.errors import UsageError
+from edgesmith.files import atomic_write
+from edgesmith.tasks import guess_task
+from edgesmith.tasks.folder import read_json_object
+
+__all__ = ["write_starter"]
+
+_TEMPLATE = """\
+# {headline}
+# Editors: `edgesmith schema > recipe.schema.json` gives completion and checks.
+version: 1
+name: {name}
+task: {task}
+model:
+  base: {base}
+{adapter}
+data:
+  eval: {data}   # held-out rows; accuracy is judged on all of them
+  calibration: {{path: {calibration}, num_samples: 128}}   # not rows of the file above
+{steps}
+targets:
+  server: {{format: onnx, quantize: {{method: dynamic-int8}}}}
+  # static: {{format: onnx, quantize: {{method: static-int8}}}}
+gates:
+  accuracy: {{max_drop: 0.01}}   # at most one point below the fp32 model, shown on the same rows
+  size: {{min_reduction: 3.5}}   # times smaller than the fp32 model
+  speed: {{min_speedup: 1.5}}    # times less CPU time a request than the fp32 model
+"""
+
+
+def write_starter(
+    checkpoint: Path, *, adapter: Path | None = None, data: Path | None = None, out: Path
+) -> tuple[list[str], Path]:
+    """Write a recipe for a checkpoint.
+
+    Args:
+        checkpoint: Hugging Face folder, or an adapter's folder that names its base.
+        adapter: PEFT adapter to merge first.
+        data: Held-out rows.
+        out: Recipe to write; must not be there.
+
+    Returns:
+        What was guessed and what is left to fill in, a sentence each; and the recipe's path.
+
+    Raises:
+        UsageError: the checkpoint is missing, or `out` is there already.
+        UnsupportedError: no task fits the checkpoint.
+    """
+    if out.exists():
+        raise UsageError(f"{out}: is there already", mend="Choose another name with -o/--out, or move it away.")
+    guesses = []
+    if adapter is None and (checkpoint / "adapter_config.json").is_file():
+        adapter, named = checkpoint, read_json_object(checkpoint / "adapter_config.json").get("base_model_name_or_path")
+        if not named or not Path(named).is_dir():
+            raise UsageError(
+                f"{checkpoint}: is an adapter, and its base {named!r} is no folder here",
+                mend="Name the base: edgesmith init BASE --adapter ADAPTER.",
+            )
+        checkpoint = Path(named)
+        guesses.append(f"base: {checkpoint}, as the adapter says")
+    if not (checkpoint / "config.json").is_file():
+        raise UsageError(f"{checkpoint}: is no Hugging Face folder (it has no config.json)")
+    task = guess_task(read_json_object(checkpoint / "config.json"))
+    guesses.append(f"task: {task}, from the architecture in {checkpoint / 'config.json'}")
+    guesses.append("format: onnx with dynamic INT8, which needs no calibration")
+    if data is None:
+        guesses.append("data: not known; put your held-out file and your training file in place of the names there")
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", checkpoint.resolve().name).strip("-.") or "model"
+    text = _TEMPLATE.format(
+        headline=f"Starter recipe for {checkpoint.name}; run it with: edgesmith run {out.name}",
+        name=name,
+        task=task,
+        base=_relative(checkpoint, out),
+        adapter=f"  adapter: {_relative(adapter, out)}" if adapter else "  # adapter: path/to/lora   # with steps: [merge]",
+        data=_relative(data, out) if data else "test.jsonl",
+        calibration="train.jsonl" if data is None else _relative(data.with_name("train" + data.suffix), out),
+        steps="steps: [merge]" if adapter else "# steps: [merge]",
+    )
+    atomic_write(out, text)
+    return guesses, out
+
+
+def _relative(path: Path, recipe: Path) -> str:
+    """Write a path as seen from the recipe's folder, quoted where YAML needs it."""
+    text = os.path.relpath(path.resolve(), recipe.resolve().parent)
+    return text if re.fullmatch(r"[A-Za-z0-9_./-]+", text) else json.dumps(text)
