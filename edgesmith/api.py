@@ -15,7 +15,7 @@ from edgesmith.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from bench.verdict import Verdict
-    from compress.merge_proof import MergeProof
+    from compress.verify_merge import MergeVerification
     from edgesmith.artifact import Artifact
     from edgesmith.pipeline import PlannedStep
     from edgesmith.release import Release
@@ -119,7 +119,7 @@ def merge(
     columns: Mapping[str, str] | None = None,
     seed: int = 0,
     progress: Progress = SILENT,
-) -> tuple[Artifact, MergeProof]:
+) -> tuple[Artifact, MergeVerification]:
     """Fold adapters into their base; nothing appears at `out` unless it equals base + adapter.
 
     Args:

@@ -168,7 +168,9 @@ def merge(
         columns=_pairs(columns),
         progress=console.ConsoleProgress(),
     )
-    _show_artifact(artifact, result.to_json(), json)
+    from dataclasses import asdict
+
+    _show_artifact(artifact, asdict(result), json)
 
 
 @app.command(rich_help_panel="One step", epilog=_example("edgesmith export merged --format onnx -o fp32 --data test.jsonl"))
@@ -270,7 +272,7 @@ def verify(
         threads=threads,
         progress=console.ConsoleProgress(),
     )
-    _show_facts(result.to_json(), json)
+    _show_proof(result.to_json(), json)
 
 
 @app.command(
@@ -442,7 +444,7 @@ def schema() -> None:
     console.print_json(api.schema())
 
 
-def _show_artifact(artifact: Any, facts: dict[str, Any], json: bool) -> None:
+def _show_artifact(artifact: Any, proof: dict[str, Any], json: bool) -> None:
     from edgesmith import console
     from edgesmith.units import format_bytes
 
@@ -451,13 +453,24 @@ def _show_artifact(artifact: Any, facts: dict[str, Any], json: bool) -> None:
         "digest": artifact.digest,
         "kind": artifact.kind,
         "model_bytes": artifact.model_bytes,
-        **facts,
     }
     if json:
-        console.print_json(summary)
-    else:
-        summary["model_bytes"] = format_bytes(artifact.model_bytes)
-        console.print_facts({name: _plain(value) for name, value in summary.items()})
+        console.print_json({**summary, "verification": proof})
+        return
+    summary["model_bytes"] = format_bytes(artifact.model_bytes)
+    console.print_facts({name: str(value) for name, value in summary.items()})
+    _show_proof(proof, json=False)
+
+
+def _show_proof(proof: dict[str, Any], json: bool) -> None:
+    """Show what a verification found; single rows and shapes are for machines."""
+    from edgesmith import console
+
+    if json:
+        console.print_json(proof)
+        return
+    facts = {name: value for name, value in proof.items() if name not in ("rows", "shapes", "breaches")}
+    console.print_facts({name: _plain(value) for name, value in _flatten(facts).items()})
 
 
 def _show_facts(facts: dict[str, Any], json: bool) -> None:

@@ -149,21 +149,28 @@ def code_digest(module: str) -> str:
     return hashlib.sha256(canonical_json(sources).encode()).hexdigest()
 
 
-@functools.cache
 def _closure(module: str) -> dict[str, str]:
     """Module → source hash, for a module and all it imports of ours (also inside functions)."""
     sources: dict[str, str] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name in sources or (source := _source(name)) is None:
+        if name in sources or (read := _read_module(name)) is None:
             continue
-        sources[name] = hashlib.sha256(source).hexdigest()
+        sources[name], imported = read
         parent, _, _ = name.rpartition(".")
-        if parent:
-            waiting.append(parent)  # importing a.b runs a
-        waiting.extend(_imports(ast.parse(source)))
+        waiting.extend([parent] if parent else [])  # importing a.b runs a
+        waiting.extend(imported)
     return sources
+
+
+@functools.cache
+def _read_module(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """Hash of a module's source and the modules of ours that it names; None if it is not one of ours."""
+    source = _source(name)
+    if source is None:
+        return None
+    return hashlib.sha256(source).hexdigest(), tuple(_imports(ast.parse(source)))
 
 
 def _imports(tree: ast.Module) -> Iterator[str]:
@@ -180,14 +187,20 @@ def _imports(tree: ast.Module) -> Iterator[str]:
         yield from (name for name in names if name.partition(".")[0] in _PACKAGES and name.isascii())
 
 
-@functools.cache
 def _source(name: str) -> bytes | None:
-    if not all(part.isidentifier() for part in name.split(".")):
+    """Find a module's source by its path alone: asking the import system would import its parents, torch and all."""
+    package, *rest = name.split(".")
+    folder = _package_folder(package)
+    if folder is None or not all(part.isidentifier() for part in rest):
         return None
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, AttributeError, ValueError):
-        return None
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        return None
-    return Path(spec.origin).read_bytes()
+    module = folder.joinpath(*rest)
+    for path in (module / "__init__.py", module.with_suffix(".py")):
+        if path.is_file():
+            return path.read_bytes()
+    return None
+
+
+@functools.cache
+def _package_folder(package: str) -> Path | None:
+    spec = importlib.util.find_spec(package)
+    return Path(spec.origin).parent if spec and spec.origin else None

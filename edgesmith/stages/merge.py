@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
 
 from edgesmith.artifact import Artifact, Parent, tool_versions, write_artifact
+from edgesmith.data import sample_rows
+from edgesmith.errors import UnsupportedError
 from edgesmith.files import atomic_write, sha256_file, sha256_text
 from edgesmith.progress import SILENT, Progress
 from edgesmith.stages.rows import Rows
 from edgesmith.store import StepKey
-from edgesmith.tasks import load_task
+from edgesmith.tasks import load_task, sample_texts
 from edgesmith.units import format_bytes
 
 if TYPE_CHECKING:
-    from compress.merge_proof import MergeProof
+    from compress.adapter import AdapterSpec
+    from compress.verify_merge import MergeVerification
 
 __all__ = ["MergeStage", "ProveMergeStage", "prove_merge"]
 
 _LIBRARIES = ("numpy", "peft", "safetensors", "torch", "transformers")
+_BATCH = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +44,17 @@ class MergeStage:
         return {"weights": [weight for _, weight in self.adapters], "dequantize": self.dequantize}
 
     @property
-    def _inputs(self) -> dict[str, str]:
+    def inputs(self) -> dict[str, str]:
+        """Role → digest."""
         digests = {f"adapter{index}": folder_digest(path) for index, (path, _) in enumerate(self.adapters)}
         return {"base": self.base.digest, **digests}
+
+    @property
+    def specs(self) -> list[AdapterSpec]:
+        """The adapters as merging takes them."""
+        from compress.adapter import AdapterSpec
+
+        return [AdapterSpec(path=path, weight=weight) for path, weight in self.adapters]
 
     @property
     def key(self) -> StepKey:
@@ -51,16 +63,15 @@ class MergeStage:
             step="merge",
             module="edgesmith.stages.merge",
             options=self._options,
-            inputs=self._inputs,
+            inputs=self.inputs,
             libraries=_LIBRARIES,
         )
 
     def make(self, folder: Path, progress: Progress) -> Artifact:
         """Merge, and say what it took."""
-        from compress.merge import AdapterSpec, merge_adapter
+        from compress.merge import merge_adapter
 
-        specs = [AdapterSpec(path=path, weight=weight) for path, weight in self.adapters]
-        result = merge_adapter(self.base.path, specs, folder, dequantize=self.dequantize, progress=progress)
+        result = merge_adapter(self.base.path, self.specs, folder, dequantize=self.dequantize, progress=progress)
         progress.note(
             f"merge: {' + '.join(result.kinds)}: {result.num_merged} tensors merged, {result.num_copied} copied; "
             f"peak memory +{format_bytes(result.peak_memory_added_bytes)} for {format_bytes(result.weights_bytes)} "
@@ -71,7 +82,7 @@ class MergeStage:
             kind="checkpoint",
             step="merge",
             options=self._options,
-            parents=[Parent(role=role, digest=digest) for role, digest in self._inputs.items()],
+            parents=[Parent(role=role, digest=digest) for role, digest in self.inputs.items()],
             tools=tool_versions(*_LIBRARIES),
         )
 
@@ -91,7 +102,7 @@ class ProveMergeStage:
 
     @property
     def _inputs(self) -> dict[str, str]:
-        return {"merged": self.merged.digest, "data": self.rows.digest, **self.stage._inputs}
+        return {"merged": self.merged.digest, "data": self.rows.digest, **self.stage.inputs}
 
     @property
     def key(self) -> StepKey:
@@ -107,7 +118,8 @@ class ProveMergeStage:
     def make(self, folder: Path, progress: Progress) -> Artifact:
         """Write `verification.json`."""
         proof = prove_merge(self.stage, self.merged, rows=self.rows, task=self.task, progress=progress)
-        atomic_write(folder / "verification.json", json.dumps({"metrics": proof.to_json()}, indent=1) + "\n")
+        figures = {"merge_max_abs_diff": proof.max_abs_diff, "merge_num_rows": proof.num_rows}
+        atomic_write(folder / "verification.json", json.dumps({"metrics": figures, **asdict(proof)}, indent=1) + "\n")
         return write_artifact(
             folder,
             kind="evidence",
@@ -120,22 +132,46 @@ class ProveMergeStage:
 
 def prove_merge(
     stage: MergeStage, merged: Artifact, *, rows: Rows, task: str | None = None, progress: Progress = SILENT
-) -> MergeProof:
+) -> MergeVerification:
     """Compare a merged checkpoint with base + adapters, unmerged, in fp32 on real rows.
 
     Raises:
         VerificationError: a logit differs by more than the tolerance.
     """
-    from compress.merge_proof import prove
+    from compress.verify_merge import verify_merge
 
     inputs = _encode(merged.folder, rows, task)
-    return prove(stage.base.path, stage.adapters, merged.path, inputs, progress=progress)
+    proof = verify_merge(stage.base.path, stage.specs, merged.path, inputs, progress=progress)
+    saved = ""
+    if proof.saved_dtype != "F32":
+        saved = f"; {proof.max_abs_diff_saved:.2g} as saved in {proof.saved_dtype} (allowed {proof.saved_tolerance:.2g})"
+    progress.note(
+        f"merge: largest difference to base + adapter on {proof.num_rows} rows: {proof.max_abs_diff:.2g} in fp32 "
+        f"(allowed {proof.tolerance:g}){saved}"
+    )
+    return proof
 
 
-def _encode(folder: Path, rows: Rows, task: str | None) -> Sequence[dict[str, Any]]:
-    loaded = load_task(folder, task, columns=rows.columns)
-    examples = rows.read(loaded)
-    return [loaded.encode(examples[start : start + 4]) for start in range(0, len(examples), 4)]
+def _encode(folder: Path, rows: Rows, task: str | None) -> list[dict[str, Any]]:
+    """Encode rows by the model's task; where no task fits, such as a language model's, as plain texts one by one."""
+    try:
+        loaded = load_task(folder, task, columns=rows.columns)
+    except UnsupportedError:
+        if task is not None:
+            raise
+    else:
+        examples = rows.read(loaded)
+        return [loaded.encode(examples[start : start + _BATCH]) for start in range(0, len(examples), _BATCH)]
+    from edgesmith.tasks.columns import read_text
+    from edgesmith.tasks.tokenization import TextEncoder
+
+    encoder = TextEncoder.load(folder)
+    texts: Sequence[str] = sample_texts()
+    if rows.path is not None:
+        column = rows.columns.get("text", "text")
+        drawn = sample_rows(rows.path, rows.num or len(texts), rows.seed)
+        texts = [read_text(row, column, "text") for row in drawn]
+    return [encoder.encode([(text, None)]) for text in texts]
 
 
 def folder_digest(folder: Path) -> str:

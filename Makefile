@@ -1,0 +1,45 @@
+# Every target sets up .venv by itself when it is missing, or older than pyproject.toml or constraints.txt.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+BIN := .venv/bin
+READY := .venv/.ready
+# Threads of torch that wait for others sleep: spinning ones slow down everything else on a busy machine.
+export OMP_WAIT_POLICY ?= PASSIVE
+# Options for pytest: `make test PYTEST=tests/compress`, `make test PYTEST='-k merge -x'`.
+PYTEST ?=
+
+.PHONY: help setup demo test check lint bench clean
+
+help:  ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml constraints.txt tools/setup-venv
+	@tools/setup-venv
+	@touch $@
+
+setup: $(READY)  ## make .venv with the pinned libraries (torch for the CPU where there is no NVIDIA GPU)
+
+demo: $(READY)  ## fine-tune MiniLM on news texts, then: merge, export, quantize, verify, measure, judge, answer
+	@examples/news/run.sh
+
+test: $(READY)  ## run all tests, the slow ones too
+	@$(BIN)/python -m pytest $(PYTEST)
+
+lint: $(READY)  ## style, format, types, and who may import whom
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/python -m mypy
+	@$(BIN)/lint-imports
+
+check: lint  ## lint, and all tests but the slow ones
+	@$(BIN)/python -m pytest -m "not slow" $(PYTEST)
+
+bench: $(READY)  ## measure what the README claims, on this machine
+	@$(BIN)/python examples/news/bench.py
+
+clean:  ## remove what was made here (not .venv, not the caches below ~/.cache/edgesmith)
+	@rm -rf out build dist *.egg-info examples/news/{data,work,out}
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find . -name .venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

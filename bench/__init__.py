@@ -1,0 +1,1 @@
+"""Measurements and verdicts: accuracy, latency, gates, reports."""

@@ -1,0 +1,1 @@
+"""Statistics of measurements: pure functions on arrays and counts, each with its source."""

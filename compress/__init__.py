@@ -1,0 +1,1 @@
+"""Stages that make a checkpoint or a graph smaller: merge, quantize."""

@@ -1,0 +1,102 @@
+"""Reading and extending a graph: constants, new values, insertion. Knows nothing of quantization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+__all__ = ["Builder", "constant_array", "only_consumer", "required"]
+
+
+def required(value: ir.Value | None) -> ir.Value:
+    """Return an input that the operator's definition says is always there."""
+    assert value is not None
+    return value
+
+
+def constant_array(value: ir.Value | None) -> NDArray[np.generic] | None:
+    """Return the array of an initializer, also through one `Transpose` of it; `None` when it is computed."""
+    if value is None:
+        return None
+    node = value.producer()
+    if node is None:
+        # An initializer that is also an input may be overridden by the caller: not a constant.
+        return None if value.const_value is None or value.is_graph_input() else value.const_value.numpy()
+    if node.op_type == "Transpose" and node.domain == "":
+        array = constant_array(node.inputs[0])
+        permutation = node.attributes.get("perm")
+        return None if array is None else array.transpose(permutation.as_ints() if permutation else None)
+    return None
+
+
+def only_consumer(value: ir.Value) -> ir.Node | None:
+    """Return the one node that reads `value`; `None` when there are more, or when it is a graph output."""
+    uses = value.uses()
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+class Builder:
+    """Makes nodes and initializers with names that are new, and the same on every run."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._names = {v.name for v in (*graph.inputs, *graph.initializers.values())}
+        self._names |= {name for node in graph.all_nodes() for name in (node.name, *(v.name for v in node.outputs))}
+
+    def name(self, wanted: str) -> str:
+        """Return `wanted`, or it with a number when it is taken, and take it."""
+        name, count = wanted, 1
+        while name in self._names:
+            count += 1
+            name = f"{wanted}_{count}"
+        self._names.add(name)
+        return name
+
+    def constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
+        """Add an initializer."""
+        value = ir.Value(name=self.name(name), const_value=ir.tensor(array))
+        value.const_value.name = value.name  # type: ignore[union-attr]
+        self._graph.register_initializer(value)
+        return value
+
+    def node(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        *,
+        name: str,
+        before: ir.Node,
+        attributes: Mapping[str, int | float | str | Sequence[int]] | None = None,
+        num_outputs: int = 1,
+        domain: str = "",
+    ) -> Sequence[ir.Value]:
+        """Insert a node in front of another and return its outputs."""
+        name = self.name(name)
+        outputs = [ir.Value(name=self.name(f"{name}_out{i or ''}")) for i in range(num_outputs)]
+        node = ir.node(op_type, inputs, attributes, domain=domain, outputs=outputs, name=name)
+        self._graph.insert_before(before, node)
+        return node.outputs
+
+    def add_after(self, node: ir.Node, addend: ir.Value, *, name: str) -> None:
+        """Let all readers of the output of `node` read it plus `addend`."""
+        [old] = node.outputs
+        total = ir.Value(name=self.name(f"{name}_out"))
+        add = ir.node("Add", [old, addend], outputs=[total], name=self.name(name))
+        if old.is_graph_output():
+            total.shape, total.type = old.shape, old.type
+            old.name, total.name = self.name(f"{old.name}_part"), old.name
+        old.replace_all_uses_with(total, replace_graph_outputs=True)
+        add.replace_input_with(0, old)
+        self._graph.insert_after(node, add)
+
+    def replace(self, node: ir.Node, outputs: Sequence[ir.Value]) -> None:
+        """Remove `node`; its readers read `outputs` instead. Graph outputs keep their names and types."""
+        for old, new in zip(node.outputs, outputs, strict=True):
+            if old.is_graph_output():
+                new.shape, new.type = old.shape, old.type
+                old.name, new.name = self.name(f"{old.name}_replaced"), old.name
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+        self._graph.remove(node, safe=True)

@@ -1,0 +1,343 @@
+"""Reading and writing one safetensors file, distrustfully and a piece at a time.
+
+The header is checked here before any library sees the file: a hostile or truncated file ends in a
+`CheckpointError` with the numbers, never in a crash or a huge allocation. Tensors are read one at a time into
+memory of their own, so that what is dropped is freed, and copied in pieces, so that a tensor that nobody
+changes is never held whole.
+
+Source: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesmith.errors import CheckpointError
+from edgesmith.files import storage_errors
+
+__all__ = [
+    "DTYPE_BITS",
+    "TensorEntry",
+    "TensorFile",
+    "TensorFileWriter",
+    "count_nonfinite",
+]
+
+CHUNK_BYTES = 16 << 20
+_HEADER_LIMIT_BYTES = 100_000_000
+_MAX_DIMENSIONS = 16
+_COPY_AGAIN = "Copy or download the file again, or have it saved again from its source."
+
+# dtype → bits an element, and the NumPy type whose buffer carries the bytes.
+DTYPE_BITS: Mapping[str, int] = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32,
+    "I64": 64, "U64": 64, "F64": 64, "C64": 64,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorEntry:
+    """Where a tensor's bytes lie in its file."""
+
+    name: str
+    dtype: str
+    """As the format spells it: `F32`, `BF16`, …"""
+    shape: tuple[int, ...]
+    start: int
+    """Offset of the first byte, from the start of the file."""
+    size_bytes: int
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether its values can be NaN or infinite."""
+        return self.dtype.startswith(("F", "BF", "C"))
+
+
+class TensorFile:
+    """A safetensors file whose header was found to be sound.
+
+    Args:
+        path: The file. Only its header is read now.
+
+    Raises:
+        CheckpointError: the header is damaged or hostile, or the file is shorter or longer than it says.
+        StorageError: the file cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with storage_errors(path), path.open("rb") as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            header, data_start = _read_header(path, file, size_bytes)
+        self.metadata = _pop_metadata(path, header)
+        self.entries = _check_entries(path, header, data_start, size_bytes)
+
+    def read(self, name: str) -> bytearray:
+        """Read the bytes of one tensor into memory of their own.
+
+        Raises:
+            CheckpointError: the file became shorter since it was opened.
+        """
+        entry = self.entries[name]
+        data = bytearray(entry.size_bytes)
+        with storage_errors(self.path), self.path.open("rb") as file:
+            file.seek(entry.start)
+            _read_exactly(file, memoryview(data), entry, self.path)
+        return data
+
+    def chunks(self, name: str) -> Iterator[memoryview]:
+        """Yield the bytes of one tensor in pieces of at most 16 MiB; each is overwritten by the next.
+
+        Raises:
+            CheckpointError: the file became shorter since it was opened.
+        """
+        entry = self.entries[name]
+        buffer = memoryview(bytearray(min(CHUNK_BYTES, entry.size_bytes)))
+        with storage_errors(self.path), self.path.open("rb") as file:
+            file.seek(entry.start)
+            for done in range(0, entry.size_bytes, CHUNK_BYTES):
+                piece = buffer[: min(CHUNK_BYTES, entry.size_bytes - done)]
+                _read_exactly(file, piece, entry, self.path)
+                yield piece
+
+    def check_finite(self) -> None:
+        """Look at every floating-point value.
+
+        Raises:
+            CheckpointError: a tensor holds a NaN or an infinity; the message names it and counts them.
+        """
+        for name, entry in self.entries.items():
+            if not entry.is_floating:
+                continue
+            if count := sum(count_nonfinite(piece, entry.dtype) for piece in self.chunks(name)):
+                raise nonfinite_error(self.path, name, count, math.prod(entry.shape))
+
+
+def nonfinite_error(path: Path, name: str, count: int, num_values: int) -> CheckpointError:
+    """Describe a tensor that holds values which are no numbers."""
+    return CheckpointError(
+        f"{path}: tensor {name!r} holds {count} NaN or infinite values out of {num_values}",
+        mend="The weights were broken in training or on the way: take an earlier checkpoint, or train again.",
+    )
+
+
+def count_nonfinite(data: memoryview | bytearray, dtype: str) -> int:
+    """Count the values that are NaN or infinite.
+
+    Args:
+        data: Raw little-endian values.
+        dtype: As the format spells it; types without such values count 0.
+
+    >>> count_nonfinite(bytearray(np.array([1, np.nan, np.inf], "<f4").tobytes()), "F32")
+    2
+    """
+    match dtype:
+        case "F16" | "F32" | "F64":
+            return _count(~np.isfinite(np.frombuffer(data, f"<f{DTYPE_BITS[dtype] // 8}")))
+        case "C64":
+            return _count(~np.isfinite(np.frombuffer(data, "<f4")))
+        case "BF16":
+            return _count((np.frombuffer(data, "<u2") & 0x7F80) == 0x7F80)
+        case "F8_E4M3":
+            return _count((np.frombuffer(data, "u1") & 0x7F) == 0x7F)
+        case "F8_E5M2":
+            return _count((np.frombuffer(data, "u1") & 0x7C) == 0x7C)
+        case "F8_E4M3FNUZ" | "F8_E5M2FNUZ":
+            return _count(np.frombuffer(data, "u1") == 0x80)
+        case _:
+            return 0
+
+
+def _count(flags: NDArray[np.bool_]) -> int:
+    return int(np.count_nonzero(flags))
+
+
+class TensorFileWriter:
+    """Writes a safetensors file whose tensors arrive in any order, each once, each in pieces.
+
+    Args:
+        path: The new file.
+        tensors: Name → (dtype, shape) of all tensors that will come. The layout depends on nothing else.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+
+    def __init__(self, path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+        self.path = path
+        header, self._offsets = _lay_out(tensors)
+        self._left = set(tensors)
+        self.size_bytes = len(header) + sum(size for _, size in self._offsets.values())
+        with storage_errors(path):
+            self._file = path.open("wb")
+            self._file.write(header)
+            # Reserving the place now makes a full disk known before the work, not after it.
+            if hasattr(os, "posix_fallocate") and self.size_bytes:
+                self._file.flush()
+                os.posix_fallocate(self._file.fileno(), 0, self.size_bytes)
+
+    def write(self, name: str, pieces: Iterable[memoryview | bytes | bytearray]) -> None:
+        """Write one tensor.
+
+        Raises:
+            ValueError: it was written before, or the number of bytes is not the announced one.
+            StorageError: the disk is full.
+        """
+        if name not in self._left:
+            raise ValueError(f"{self.path}: {name!r} is unknown or was written before")
+        start, size_bytes = self._offsets[name]
+        written = 0
+        with storage_errors(self.path):
+            self._file.seek(start)
+            for piece in pieces:
+                written += self._file.write(piece)
+        if written != size_bytes:
+            raise ValueError(f"{self.path}: {name!r} has {written} bytes, announced were {size_bytes}")
+        self._left.remove(name)
+
+    def close(self) -> None:
+        """Flush the file to the disk.
+
+        Raises:
+            ValueError: a tensor was announced and not written.
+            StorageError: the disk is full.
+        """
+        with storage_errors(self.path), self._file as file:
+            file.flush()
+            os.fsync(file.fileno())
+        if self._left:
+            raise ValueError(f"{self.path}: never written: {sorted(self._left)}")
+
+    def __enter__(self) -> TensorFileWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._file.close()
+
+
+def _lay_out(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """Lay tensors out as the reference writer does: wide elements first (so all are aligned), then by name."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    sizes: dict[str, int] = {}
+    position = 0
+    for name in sorted(tensors, key=lambda name: (-DTYPE_BITS[tensors[name][0]], name)):
+        dtype, shape = tensors[name]
+        sizes[name] = math.prod(shape) * DTYPE_BITS[dtype] // 8
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(shape),
+            "data_offsets": [position, position + sizes[name]],
+        }
+        position += sizes[name]
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    data_start = 8 + len(text)
+    offsets = {name: (data_start + header[name]["data_offsets"][0], size) for name, size in sizes.items()}
+    return struct.pack("<Q", len(text)) + text, offsets
+
+
+def _read_exactly(file: BinaryIO, target: memoryview, entry: TensorEntry, path: Path) -> None:
+    got = file.readinto(target)  # type: ignore[attr-defined]
+    if got != len(target):
+        raise CheckpointError(
+            f"{path}: became shorter while {entry.name!r} was read ({got} of {len(target)} bytes)",
+            mend="Let nothing write to the checkpoint while it is being read.",
+        )
+
+
+def _damaged(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{path}: not a sound safetensors file: {what}", mend=_COPY_AGAIN)
+
+
+def _read_header(path: Path, file: BinaryIO, size_bytes: int) -> tuple[dict[str, Any], int]:
+    prefix = file.read(8)
+    if len(prefix) < 8:
+        raise _damaged(path, f"{size_bytes} bytes long, the header alone needs at least 10")
+    (length,) = struct.unpack("<Q", prefix)
+    if length > _HEADER_LIMIT_BYTES:
+        raise _damaged(path, f"header of {length} bytes, the limit is {_HEADER_LIMIT_BYTES}")
+    if 8 + length > size_bytes:
+        raise _damaged(path, f"truncated inside the header: expected {8 + length} bytes, the file has {size_bytes}")
+    text = file.read(length)
+    if not text.startswith(b"{"):
+        raise _damaged(path, "the header does not start with '{'")
+    try:
+        header = json.loads(text.decode(), object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"the header is not JSON in UTF-8 ({error})") from error
+    return header, 8 + length
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} appears twice")
+    return result
+
+
+def _pop_metadata(path: Path, header: dict[str, Any]) -> dict[str, str]:
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _damaged(path, "__metadata__ must map strings to strings")
+    return metadata
+
+
+def _check_entries(path: Path, header: dict[str, Any], data_start: int, size_bytes: int) -> dict[str, TensorEntry]:
+    entries = [_check_entry(path, name, value, data_start) for name, value in header.items()]
+    position = data_start
+    for entry in sorted(entries, key=lambda entry: (entry.start, entry.size_bytes)):
+        if entry.start != position:
+            raise _damaged(path, f"{entry.name!r} starts at byte {entry.start}, expected {position}: hole or overlap")
+        position += entry.size_bytes
+    if position != size_bytes:
+        word = "truncated" if size_bytes < position else "too long"
+        raise _damaged(path, f"{word}: expected {position} bytes, the file has {size_bytes}")
+    return {entry.name: entry for entry in sorted(entries, key=lambda entry: entry.start)}
+
+
+def _check_entry(path: Path, name: str, value: Any, data_start: int) -> TensorEntry:
+    if not name.isprintable():
+        raise _damaged(path, f"{name!r} is no tensor name")
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise _damaged(path, f"{name!r} must have exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise _damaged(path, f"{name!r} has the unknown dtype {dtype!r}")
+    if not _are_sizes(shape):
+        raise _damaged(path, f"{name!r} has the impossible shape {shape!r}")
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _damaged(path, f"{name!r} has the impossible offsets {offsets!r}")
+    bits = math.prod(shape) * DTYPE_BITS[dtype]
+    if bits != 8 * (offsets[1] - offsets[0]):
+        raise _damaged(path, f"{name!r} takes {offsets[1] - offsets[0]} bytes, {dtype} of {shape} needs {bits / 8:g}")
+    return TensorEntry(name=name, dtype=dtype, shape=tuple(shape), start=data_start + offsets[0], size_bytes=bits // 8)
+
+
+def _are_sizes(values: Any) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) <= _MAX_DIMENSIONS
+        and all(type(value) is int and 0 <= value < 1 << 62 for value in values)
+    )

@@ -1,0 +1,101 @@
+"""The torch model of a checkpoint as an engine: what every exported artifact is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from numpy.typing import NDArray
+
+from edgesmith.artifact import Signature, TensorSpec
+from edgesmith.errors import UsageError
+from export.load import load_model
+from serve.runtime.arrays import check_inputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from edgesmith.tasks.base import Task
+
+__all__ = ["TorchEngine"]
+
+_AXES = ("batch", "sequence")
+
+
+class TorchEngine:
+    """A checkpoint in fp32 on the CPU, with the attention that transformers chooses by itself.
+
+    Args:
+        checkpoint: Hugging Face folder with safetensors weights.
+        task: Names model class, inputs and outputs.
+        threads: Threads for one `run`. More than one is slower where other work keeps the machine busy: torch's
+            threads wait for each other by spinning.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged, unsafe or lacks weights of the task.
+        UnsupportedError: The architecture has no model for this task.
+    """
+
+    def __init__(self, checkpoint: Path, task: Task, *, threads: int = 1) -> None:
+        self._threads = threads
+        self._model: PreTrainedModel | None = load_model(checkpoint, task)
+        self.name = f"torch {torch.__version__} (CPU, fp32)"
+        self.signature = _signature_of(self._model, task)
+
+    def run(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run once; see `serve.runtime.Engine`."""
+        if self._model is None:
+            raise UsageError("the engine is closed", mend="Open the checkpoint again.")
+        check_inputs(self.signature.inputs, arrays)
+        inputs = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+        try:
+            with torch.inference_mode(), _torch_threads(self._threads):
+                outputs = self._model(**inputs, return_dict=True)
+        except (IndexError, RuntimeError) as error:
+            raise UsageError(
+                f"the torch model could not run these inputs: {str(error).splitlines()[0]}",
+                mend="Check that token ids are below the vocabulary's size and lengths within the model's limit.",
+            ) from error
+        return {spec.name: outputs[spec.name].float().numpy() for spec in self.signature.outputs}
+
+    def close(self) -> None:
+        """Free the model."""
+        self._model = None
+
+
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _signature_of(model: PreTrainedModel, task: Task) -> Signature:
+    """The task's inputs and outputs; the outputs' shapes are those of one small run."""
+    sample = {name: torch.ones((2, 3), dtype=torch.int64) for name in task.input_names}
+    with torch.inference_mode():
+        outputs = model(**sample, return_dict=True)
+    missing = [name for name in task.output_names if outputs.get(name) is None]
+    if missing:
+        raise UsageError(f"{type(model).__name__} gives {list(outputs)}, but {task.name} needs {missing}")
+    free = dict(zip((2, 3), _AXES, strict=True))
+    return Signature(
+        inputs=tuple(TensorSpec(name=name, dtype="int64", shape=_AXES) for name in task.input_names),
+        outputs=tuple(
+            TensorSpec(
+                name=name,
+                dtype="float32",
+                shape=tuple(
+                    free[size] if axis < 2 and size == axis + 2 else size
+                    for axis, size in enumerate(outputs[name].shape)
+                ),
+            )
+            for name in task.output_names
+        ),
+    )

@@ -1,0 +1,1 @@
+"""Serving: the thin runtime that opens an artifact, without torch and transformers."""
