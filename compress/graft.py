@@ -34,7 +34,7 @@ __all__ = ["Graft", "base_name_of", "read_adapter_tensor"]
 
 _PREFIX = "base_model.model."
 _NAME = "default"
-_WRAPPERS = re.compile(r"\.(base_layer|original_module|token_adapter|modules_to_save\.default)(?=\.)")
+_WRAPPERS = re.compile(r"\.(base_layer|original_module|token_adapter|modules_to_save(\.default)?)(?=\.)")
 
 
 def base_name_of(tensor_name: str) -> str:
@@ -95,6 +95,9 @@ class Graft:
         self.replaced: dict[str, str] = {}
         self._find_edits(whole)
         self.overridden = {base: name for name, base in whole.items() if base not in self.replaced}
+        for name in whole:
+            if ".modules_to_save." in name and not self._is_repeated(name):
+                raise _mismatch(adapter, f"{name!r} differs from the tensor of the module it belongs to", 1)
 
     def merge(self, path: str, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
         """Compute the merged parameters of one module.
@@ -156,12 +159,28 @@ class Graft:
         for name, entry in self.adapter.file.entries.items():
             if name in wrapped:
                 tensors[name] = torch.empty(entry.shape, device="meta")
-            elif name not in whole:
+            elif name not in whole and not self._is_repeated(name):
                 tensors[name] = read_adapter_tensor(self.adapter, name)
         with warnings.catch_warnings(), quiet_transformers():
             warnings.simplefilter("ignore")  # on tensors that stay on the meta device, which is meant
             self._check_tensors(tensors, whole)
             set_peft_model_state_dict(self._model, tensors)
+
+    def _is_repeated(self, name: str) -> bool:
+        """Whether a tensor repeats another one, bit for bit.
+
+        PEFT writes some twice when it saves embeddings or biases: what a wrapper trained, and the rows of tokens
+        that a tied layer shares.
+        """
+        original = name.replace(".modules_to_save.", ".")
+        if name.endswith(".token_adapter.trainable_tokens_delta"):
+            path = base_name_of(name).rpartition(".")[0]
+            wrapper = self._base.get_submodule(path)
+            tied = wrapper.token_adapter.tied_adapter if isinstance(wrapper, TrainableTokensWrapper) else None
+            sources = [other for other, module in self._base.named_modules() if tied is not None and module is tied]
+            original = f"{_PREFIX}{sources[0]}.trainable_tokens_delta" if sources else name
+        file = self.adapter.file
+        return original != name and original in file.entries and file.read(original) == file.read(name)
 
     def _check_tensors(self, tensors: dict[str, Tensor], whole: Mapping[str, str]) -> None:
         """Every tensor that the layers need must be there, with its shape; every tensor must be needed."""
@@ -177,7 +196,7 @@ class Graft:
                 raise _mismatch(self.adapter, f"{name!r} has shape {found}, the base needs {needed}", 1)
 
     def _find_edits(self, whole: Mapping[str, str]) -> None:
-        names_of = {base: name for name, base in whole.items()}
+        names_of = {base: name for name, base in whole.items() if name == f"{_PREFIX}{base}"}
         done: list[str] = []
         for path, module in self._base.named_modules():
             if not isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):

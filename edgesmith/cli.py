@@ -173,7 +173,9 @@ def merge(
     _show_artifact(artifact, asdict(result), json)
 
 
-@app.command(rich_help_panel="One step", epilog=_example("edgesmith export merged --format onnx -o fp32 --data test.jsonl"))
+@app.command(
+    rich_help_panel="One step", epilog=_example("edgesmith export merged --format onnx -o fp32 --data test.jsonl")
+)
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint: Hugging Face folder.")],
     out: Out,
@@ -369,7 +371,10 @@ def gate(
     raise typer.Exit(_EXIT_BY_VERDICT[overall])
 
 
-@app.command(rich_help_panel="Look and check", epilog=_example('edgesmith predict release/server "Shares fell after the bank cut its forecast."'))
+@app.command(
+    rich_help_panel="Look and check",
+    epilog=_example('edgesmith predict release/server "Shares fell after the bank cut its forecast."'),
+)
 def predict(
     artifact: ArtifactPath,
     texts: Annotated[list[str], typer.Argument(help="Texts to answer.")],
@@ -433,7 +438,9 @@ def doctor(json: Json = False) -> None:
     if json:
         console.print_json(facts)
         return
-    console.print_table(("", "state", "detail"), [(fact["name"], fact["state"], fact["detail"]) for fact in facts["facts"]])
+    console.print_table(
+        ("", "state", "detail"), [(fact["name"], fact["state"], fact["detail"]) for fact in facts["facts"]]
+    )
 
 
 @app.command(epilog=_example("edgesmith schema > recipe.schema.json"), rich_help_panel="Recipes")

@@ -16,7 +16,17 @@ __all__ = ["diagnose"]
 
 # Extra → distributions that it brings; kept in step with pyproject.toml by a test.
 EXTRAS = {
-    "compress": ("torch", "transformers", "peft", "accelerate", "onnx", "onnx-ir", "onnxruntime", "ml-dtypes", "tokenizers"),
+    "compress": (
+        "torch",
+        "transformers",
+        "peft",
+        "accelerate",
+        "onnx",
+        "onnx-ir",
+        "onnxruntime",
+        "ml-dtypes",
+        "tokenizers",
+    ),
     "export": ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "tokenizers"),
     "serve": ("onnxruntime", "tokenizers"),
     "bench": ("onnxruntime", "tokenizers", "psutil", "scipy"),
@@ -74,5 +84,3 @@ def _version(distribution: str) -> str | None:
 
 def _fact(name: str, state: str, detail: str) -> dict[str, Any]:
     return {"name": name, "state": state, "detail": detail}
-
-

@@ -91,7 +91,7 @@ def _merge(
     adapters = tuple((folder / adapter.path, adapter.weight) for adapter in recipe.model.adapter)
     for path, _ in adapters:
         if not path.is_dir():
-            raise UsageError(f"{path}: no such adapter folder", mend="model.adapter is relative to the recipe's folder.")
+            raise UsageError(f"{path}: no such adapter folder", mend="model.adapter is relative to the recipe.")
     stage = MergeStage(base=base, adapters=adapters, dequantize=recipe.steps[0].merge.dequantize)
     names = " + ".join(path.name for path, _ in adapters)
     merged = walker.step("merge", f"{base.path.name} + {names}", [("base", base)], lambda: stage)
@@ -117,10 +117,8 @@ def _target(
     fp32 = _export(name, target, recipe.task, checkpoint, few, walker)
     artifact = _quantize(name, target, recipe, folder, fp32, few, walker) if target.quantize else fp32
     verification = _verify(name, recipe, checkpoint, artifact, few, walker)
-    if recipe.baseline == BASELINE_FP32:
-        baseline = fp32
-    else:
-        baseline = open_artifact(folder / recipe.baseline, kinds=("onnx",))
+    own_baseline = recipe.baseline == BASELINE_FP32
+    baseline = fp32 if own_baseline else open_artifact(folder / recipe.baseline, kinds=("onnx",))
     threads = recipe.measure.threads
     timed = Rows(path=eval_rows.path, num=NUM_TIMED, seed=recipe.seed, columns=eval_rows.columns)
 
@@ -145,14 +143,16 @@ def _target(
         )
 
     data = eval_rows.path.name if eval_rows.path else ""
-    evaluation = walker.step(f"{name}: eval", f"all of {data}", [("artifact", artifact)], lambda: evaluate(_need(artifact)))
+    evaluation = walker.step(
+        f"{name}: eval", f"all of {data}", [("artifact", artifact)], lambda: evaluate(_need(artifact))
+    )
     baseline_evaluation = evaluation
-    if target.quantize or recipe.baseline != BASELINE_FP32:
+    if target.quantize or not own_baseline:
         baseline_evaluation = walker.step(
             f"{name}: eval baseline", f"all of {data}", [("baseline", baseline)], lambda: evaluate(_need(baseline))
         )
     comparison = None
-    if target.quantize or recipe.baseline != BASELINE_FP32:
+    if target.quantize or not own_baseline:
         both = [("artifact", artifact), ("baseline", baseline)]
         comparison = walker.step(f"{name}: compare speed", f"in turns, {threads} thread(s)", both, compare)
     timing = walker.step(f"{name}: bench", f"single stream, {threads} thread(s)", [("artifact", artifact)], latency)
@@ -310,9 +310,7 @@ class Runner:
 
         artifact = self.store.build(work.key, make)
         self.steps.append(
-            TimedStep(
-                name=name, does=does, was_cached=was_cached, seconds=time.monotonic() - start, artifact=artifact
-            )
+            TimedStep(name=name, does=does, was_cached=was_cached, seconds=time.monotonic() - start, artifact=artifact)
         )
         return artifact
 

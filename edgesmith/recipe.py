@@ -183,7 +183,7 @@ class Recipe(_Strict):
         if merges and not self.model.adapter:
             raise ValueError("steps has merge but there is no model.adapter")
         if self.data.calibration and self.data.calibration.path == self.data.eval:
-            raise ValueError("data.calibration is the held-out file itself: gates would be judged on rows it was tuned to")
+            raise ValueError("data.calibration is the held-out file: gates would be judged on rows it was tuned to")
         for name, target in self.targets.items():
             if target.quantize and target.quantize.method == "static-int8" and not self.data.calibration:
                 raise ValueError(f"targets.{name}: static-int8 needs data.calibration, a file of real rows")
@@ -220,7 +220,7 @@ def load_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        faults = [_describe(fault, content, root, path) for fault in error.errors(include_url=False)]
+        faults = [_describe(fault, root, path) for fault in error.errors(include_url=False)]
         raise RecipeError("\n".join(faults), mend="`edgesmith schema` prints all keys with their meaning.") from error
 
 
@@ -264,7 +264,7 @@ def _refuse_duplicates(node: yaml.Node, path: Path) -> None:
             _refuse_duplicates(value, path)
 
 
-def _describe(fault: Any, content: Any, root: yaml.Node, path: Path) -> str:
+def _describe(fault: Any, root: yaml.Node, path: Path) -> str:
     """One line for one fault: file, line, key, what is wrong, the nearest key."""
     location = [part for part in fault["loc"] if _is_key(part)]
     where = ".".join(str(part) for part in location)

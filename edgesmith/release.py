@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,9 +195,7 @@ def _deliver(made: Artifact, destination: Path) -> Artifact:
 
 def _note_baselines(out: Path, targets: Sequence[ReleasedTarget]) -> None:
     """Let `gate` find each artifact's baseline without the baseline's own files."""
-    noted = {
-        target.artifact.digest: asdict(target.evidence.baseline) for target in targets if target.evidence.baseline
-    }
+    noted = {target.artifact.digest: asdict(target.evidence.baseline) for target in targets if target.evidence.baseline}
     atomic_write(out / "evidence" / BASELINE_FILE, json.dumps(noted, indent=1, sort_keys=True) + "\n")
 
 
@@ -250,5 +248,3 @@ def _for_ci(targets: Sequence[ReleasedTarget], junit: Path | None, summary: Path
         write_junit(junit, verdicts)
     if summary is not None:
         write_summary(summary, verdicts)
-
-

@@ -80,7 +80,9 @@ def write_starter(
         name=name,
         task=task,
         base=_relative(checkpoint, out),
-        adapter=f"  adapter: {_relative(adapter, out)}" if adapter else "  # adapter: path/to/lora   # with steps: [merge]",
+        adapter=f"  adapter: {_relative(adapter, out)}"
+        if adapter
+        else "  # adapter: path/to/lora   # with steps: [merge]",
         data=_relative(data, out) if data else "test.jsonl",
         calibration="train.jsonl" if data is None else _relative(data.with_name("train" + data.suffix), out),
         steps="steps: [merge]" if adapter else "# steps: [merge]",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from edgesmith.tasks.base import Task
 
-__all__ = ["OPSETS", "ExportResult", "OptimizeFor", "export_onnx"]
+__all__ = ["OPSETS", "ExportResult", "OptimizeFor", "export_onnx", "trace"]
 
 OptimizeFor: TypeAlias = Literal["onnxruntime-cpu", "portable"]
 
@@ -110,7 +110,7 @@ def export_onnx(
     with progress.bar("Export to ONNX", total=4) as advance:
         model = load_model(checkpoint, task, attention="eager")
         advance(1)
-        graph_model, heard = _trace(model, task, opset)
+        graph_model, heard = trace(model, task, opset)
         advance(1)
         _select_outputs(graph_model, task)
         _order_inputs(graph_model, task)
@@ -153,8 +153,20 @@ def _compose(model: PreTrainedModel, optimize_for: OptimizeFor) -> list[GraphPas
     return [*passes, KeepLayerNorm(), Deduplicate(), Rename(weights, axes=("batch", "sequence"))]
 
 
-def _trace(model: PreTrainedModel, task: Task, opset: int) -> tuple[ir.Model, list[str]]:
-    """Trace the model with free batch and length."""
+def trace(model: PreTrainedModel, task: Task, opset: int) -> tuple[ir.Model, list[str]]:
+    """Trace a model with free batch and length, without optimizing the graph.
+
+    Args:
+        model: From `load_model`, with the attention implementation to trace.
+        task: Names the inputs.
+        opset: Of the standard operators.
+
+    Returns:
+        The graph, and what the libraries warned of.
+
+    Raises:
+        UnsupportedError: The libraries cannot export this architecture.
+    """
     batch = torch.export.Dim("batch")
     sequence = torch.export.Dim("sequence", max=_longest(model))
     sample = _sample_inputs(model, task)
@@ -179,8 +191,9 @@ def _trace(model: PreTrainedModel, task: Task, opset: int) -> tuple[ir.Model, li
 def _last_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+    lines = [line.strip(" -") for line in str(error).strip().splitlines() if line.strip()]
+    text = next((line for line in lines if line.startswith("Not all values of")), lines[0] if lines else "")
+    return f"{type(error).__name__}: {text[:300]}"
 
 
 def _longest(model: PreTrainedModel) -> int | None:

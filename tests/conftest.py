@@ -12,7 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # tests never reach a hub
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "examples" / "news"))
+sys.path.append(str(ROOT / "examples" / "news"))  # last: its bench.py must not hide our package
 
 
 @pytest.fixture(scope="session")

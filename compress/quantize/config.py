@@ -129,7 +129,7 @@ class StaticInt8Config:
     """Integer type of activations."""
     smoothing: SmoothingConfig | None = field(default_factory=SmoothingConfig)
     """How outlying channels of activations are treated; `None` leaves them as they are."""
-    calibration: CalibrationMethod = CalibrationMethod.MSE
+    calibration: CalibrationMethod = CalibrationMethod.MIN_MAX
     """How ranges are chosen."""
     percentile: float = 99.99
     """Share of the values kept, in percent; for `CalibrationMethod.PERCENTILE`."""

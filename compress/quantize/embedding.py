@@ -30,13 +30,13 @@ class EmbeddingRewriter:
         to_float = {"to": int(ir.DataType.FLOAT)}
         [floats] = make("Cast", [rows], name=f"{name}_cast", before=node, attributes=to_float)
         self._builder.replace(node, make("Mul", [floats, scales], name=f"{name}_dequantized", before=node))
-        return QuantizedNode(name, node.op_type, layer.weight.name or "", layer.table_VH.shape, error)
+        return QuantizedNode(name, node.op_type, layer.weight.name or "", layer.table.shape, error)
 
     def _table(self, layer: Embedding) -> tuple[ir.Value, ir.Value, float]:
         if layer.weight not in self._tables:
             name = layer.weight.name or "table"
-            array = quantize_symmetric(layer.table_VH, axis=0)
+            array = quantize_symmetric(layer.table, axis=0)
             codes = self._builder.constant(f"{name}_int8", array.codes)
             scale = self._builder.constant(f"{name}_scale", array.scale[:, np.newaxis])  # [V, 1]
-            self._tables[layer.weight] = codes, scale, relative_error(layer.table_VH, array)
+            self._tables[layer.weight] = codes, scale, relative_error(layer.table, array)
         return self._tables[layer.weight]

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-__all__ = ["Builder", "constant_array", "only_consumer", "required"]
+__all__ = ["Builder", "constant_array", "is_constant", "only_consumer", "required"]
 
 
 def required(value: ir.Value | None) -> ir.Value:
@@ -32,9 +32,14 @@ def constant_array(value: ir.Value | None) -> NDArray[np.generic] | None:
     return None
 
 
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether the value is stored in the graph."""
+    return value is not None and value.const_value is not None
+
+
 def only_consumer(value: ir.Value) -> ir.Node | None:
     """Return the one node that reads `value`; `None` when there are more, or when it is a graph output."""
-    uses = value.uses()
+    uses = tuple(value.uses())
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
@@ -80,9 +85,10 @@ class Builder:
         self._graph.insert_before(before, node)
         return node.outputs
 
-    def add_after(self, node: ir.Node, addend: ir.Value, *, name: str) -> None:
-        """Let all readers of the output of `node` read it plus `addend`."""
-        [old] = node.outputs
+    def add_to(self, old: ir.Value, addend: ir.Value, *, name: str) -> None:
+        """Let all readers of a node's output read it plus `addend`."""
+        node = old.producer()
+        assert node is not None
         total = ir.Value(name=self.name(f"{name}_out"))
         add = ir.node("Add", [old, addend], outputs=[total], name=self.name(name))
         if old.is_graph_output():

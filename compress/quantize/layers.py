@@ -25,12 +25,13 @@ _SCORE_OPERATORS = frozenset(
 
 @dataclass(frozen=True)
 class Linear:
-    """`y = x @ weight_KN (+ bias)`."""
+    """`y = x @ matrix (+ bias)`."""
 
     node: ir.Node
     activation: ir.Value
     weight: ir.Value
-    weight_KN: NDArray[np.float32]
+    matrix: NDArray[np.float32]
+    """Of shape [K, N], however the weight is stored."""
     bias: ir.Value | None
     """The third input of a `Gemm`; the bias of a `MatMul` is an `Add` of its own."""
     addend: ir.Value | None = None
@@ -39,12 +40,13 @@ class Linear:
 
 @dataclass(frozen=True)
 class Embedding:
-    """`y = table_VH[ids]`."""
+    """`y = table[ids]`."""
 
     node: ir.Node
     ids: ir.Value
     weight: ir.Value
-    table_VH: NDArray[np.float32]
+    table: NDArray[np.float32]
+    """Of shape [V, H]."""
 
 
 def find_layers(graph: ir.Graph, select: LayerSelection) -> tuple[list[Linear | Embedding], list[SkippedNode]]:
@@ -119,7 +121,7 @@ def _read_linear(node: ir.Node, weight: ir.Value, array: NDArray[np.float32]) ->
 
 
 def _reason_to_skip(layer: Linear | Embedding, select: LayerSelection) -> str | None:
-    array = layer.weight_KN if isinstance(layer, Linear) else layer.table_VH
+    array = layer.matrix if isinstance(layer, Linear) else layer.table
     for pattern in select.exclude:
         if fnmatchcase(layer.node.name or "", pattern) or fnmatchcase(layer.weight.name or "", pattern):
             return f"excluded by {pattern!r}"

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.quantize.config import DynamicInt8Config, StaticInt8Config, WeightType
-from compress.quantize.graph import Builder, only_consumer, required
+from compress.quantize.graph import Builder, is_constant, only_consumer
 from compress.quantize.kernels import ActivationScale, quantize_symmetric, relative_error
 from compress.quantize.layers import Linear
 from compress.quantize.result import QuantizedNode
@@ -26,9 +26,9 @@ def _finish_(builder: Builder, layer: Linear, result: ir.Value) -> None:
         return
     # The bias of a MatMul follows it: the addend comes after, or the two would not be fused.
     reader = only_consumer(result)
-    is_bias = reader is not None and reader.op_type == "Add" and any(v is not None and v.const_value is not None for v in reader.inputs)
-    target = reader if reader is not None and is_bias else required(result.producer())
-    builder.add_after(target, layer.addend, name=f"{name}_outliers")
+    if reader is not None and reader.op_type == "Add" and any(is_constant(value) for value in reader.inputs):
+        [result] = reader.outputs
+    builder.add_to(result, layer.addend, name=f"{name}_outliers")
 
 
 class _Weights:
@@ -46,15 +46,13 @@ class _Weights:
         if key not in self._written:
             name = layer.weight.name or "weight"
             unsigned = self._config.weight_type is WeightType.UINT8
-            array = quantize_symmetric(
-                layer.weight_KN, axis=1, reduce_range=self._config.reduce_range, unsigned=unsigned
-            )
+            array = quantize_symmetric(layer.matrix, axis=1, reduce_range=self._config.reduce_range, unsigned=unsigned)
             zeros = np.full(array.scale.shape, array.zero_point, array.codes.dtype)
             self._written[key] = (
                 self._builder.constant(f"{name}_{array.codes.dtype}", array.codes),
                 self._builder.constant(f"{name}_scale", array.scale),
                 self._builder.constant(f"{name}_zero_point", zeros),
-                relative_error(layer.weight_KN, array),
+                relative_error(layer.matrix, array),
             )
         return self._written[key]
 
@@ -86,7 +84,7 @@ class DynamicLinearRewriter:
         [step] = make("Mul", [x_scale, scale], name=f"{name}_step", before=node)
         [result] = make("Mul", [floats, step], name=f"{name}_scaled", before=node)
         _finish_(self._builder, layer, result)
-        return QuantizedNode(name, node.op_type, layer.weight.name or "", layer.weight_KN.shape, error)
+        return QuantizedNode(name, node.op_type, layer.weight.name or "", layer.matrix.shape, error)
 
     def _quantized(self, layer: Linear) -> tuple[ir.Value, ir.Value, ir.Value]:
         if layer.activation not in self._activations:
@@ -104,9 +102,7 @@ class StaticLinearRewriter:
     Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
     """
 
-    def __init__(
-        self, builder: Builder, config: StaticInt8Config, scales: Mapping[str, ActivationScale]
-    ) -> None:
+    def __init__(self, builder: Builder, config: StaticInt8Config, scales: Mapping[str, ActivationScale]) -> None:
         self._builder = builder
         self._weights = _Weights(builder, config)
         self._scales = scales
@@ -119,13 +115,16 @@ class StaticLinearRewriter:
         codes, scale, zeros, error = self._weights.write(layer)
         if codes not in self._matrices:
             [self._matrices[codes]] = make(
-                "DequantizeLinear", [codes, scale, zeros], name=f"{codes.name}_dequantize", before=node,
+                "DequantizeLinear",
+                [codes, scale, zeros],
+                name=f"{codes.name}_dequantize",
+                before=node,
                 attributes={"axis": 1},
             )
         inputs = [self._quantized(layer), self._matrices[codes]]
         [result] = make("MatMul", inputs, name=f"{name}_quantized", before=node)
         _finish_(self._builder, layer, result)
-        return QuantizedNode(name, node.op_type, layer.weight.name or "", layer.weight_KN.shape, error)
+        return QuantizedNode(name, node.op_type, layer.weight.name or "", layer.matrix.shape, error)
 
     def _quantized(self, layer: Linear) -> ir.Value:
         x = layer.activation

@@ -60,9 +60,7 @@ def _split_skip_normalization_(builder: Builder, node: ir.Node) -> str:
     [total] = builder.node("Sum", [x, skip], name=f"{name}_sum", before=node)
     attributes = {"axis": -1, "epsilon": node.attributes.get_float("epsilon", 1e-12)}
     inputs = [total, gamma] if beta is None else [total, gamma, beta]
-    [normal] = builder.node(
-        "LayerNormalization", inputs, name=f"{name}_normalize", before=node, attributes=attributes
-    )
+    [normal] = builder.node("LayerNormalization", inputs, name=f"{name}_normalize", before=node, attributes=attributes)
     unused = list(node.outputs[1:3])
     builder.replace(node, [normal, *unused, total][: len(node.outputs)])
     return "split SkipLayerNormalization"

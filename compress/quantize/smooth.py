@@ -20,7 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from compress.quantize.config import SmoothingConfig
-from compress.quantize.graph import Builder, constant_array, only_consumer
+from compress.quantize.graph import Builder, constant_array, only_consumer, required
 from compress.quantize.layers import Embedding, Linear
 
 __all__ = ["channel_divisors", "fold_scales_", "outlying_channels", "smooth_"]
@@ -39,10 +39,10 @@ def channel_divisors(peaks_K: NDArray[np.float32], threshold: float) -> NDArray[
     >>> channel_divisors(np.array([1.0, 1.0, 6.0], np.float32), 1.5)
     array([1., 1., 4.], dtype=float32)
     """
-    limit = np.float32(threshold) * np.median(peaks_K)
+    limit = threshold * float(np.median(peaks_K))
     if limit <= 0 or not (peaks_K > limit).any():
         return None
-    return np.maximum(peaks_K / limit, 1).astype(np.float32)
+    return np.asarray(np.maximum(peaks_K / limit, 1), dtype=np.float32)
 
 
 def outlying_channels(peaks_K: NDArray[np.float32], threshold: float, limit: int) -> NDArray[np.int64]:
@@ -90,11 +90,11 @@ class _Copy:
     """An activation with its outliers scaled down, and the worst of them apart."""
 
     scaled: ir.Value
-    divisors_K: NDArray[np.float32]
+    divisors: NDArray[np.float32]
     """Infinite where the channel is computed apart."""
-    outliers_M: NDArray[np.int64]
+    outliers: NDArray[np.int64]
     apart: ir.Value | None
-    """The activation's channels `outliers_M`."""
+    """The activation's channels `outliers`."""
 
 
 def _copy(builder: Builder, layer: Linear, peaks_K: NDArray[np.float32], config: SmoothingConfig) -> _Copy:
@@ -119,14 +119,14 @@ def _copy(builder: Builder, layer: Linear, peaks_K: NDArray[np.float32], config:
 
 
 def _read_copy(builder: Builder, layer: Linear, copy: _Copy) -> Linear:
-    factors = np.where(np.isinf(copy.divisors_K), 0, copy.divisors_K).astype(np.float32)
-    matrix_KN = layer.weight_KN * factors[:, np.newaxis]
+    factors = np.where(np.isinf(copy.divisors), 0, copy.divisors).astype(np.float32)
+    matrix_KN = layer.matrix * factors[:, np.newaxis]
     addend = None
     if copy.apart is not None:
-        rows = builder.constant(f"{layer.weight.name}_outlier_rows", layer.weight_KN[copy.outliers_M])  # [M, N]
+        rows = builder.constant(f"{layer.weight.name}_outlier_rows", layer.matrix[copy.outliers])  # [M, N]
         name = f"{layer.node.name}_outlier_product"
         [addend] = builder.node("MatMul", [copy.apart, rows], name=name, before=layer.node)
-    return replace(layer, activation=copy.scaled, weight_KN=matrix_KN, addend=addend)
+    return replace(layer, activation=copy.scaled, matrix=matrix_KN, addend=addend)
 
 
 def fold_scales_(builder: Builder, graph: ir.Graph) -> int:
@@ -147,8 +147,8 @@ def fold_scales_(builder: Builder, graph: ir.Graph) -> int:
         if factors is None or any(array is None or array.shape != factors.shape for array in parameters):
             continue
         for index, array in enumerate(parameters, 1):
-            name = f"{node.inputs[index].name}_smoothed"  # type: ignore[union-attr]
-            node.replace_input_with(index, builder.constant(name, np.multiply(array, factors)))
+            name = f"{required(node.inputs[index]).name}_smoothed"
+            node.replace_input_with(index, builder.constant(name, np.asarray(array) * factors))
         builder.replace(mul, [node.outputs[0]])
         count += 1
     return count

@@ -173,9 +173,7 @@ def _range(seen: Histogram, config: StaticInt8Config) -> tuple[float, float]:
             return entropy_range(seen)
 
 
-def _scales(
-    ranges: Mapping[str, tuple[float, float]], config: StaticInt8Config
-) -> dict[str, ActivationScale]:
+def _scales(ranges: Mapping[str, tuple[float, float]], config: StaticInt8Config) -> dict[str, ActivationScale]:
     signed = config.activation_type is ActivationType.INT8
     return {name: activation_scale(low, high, signed=signed) for name, (low, high) in ranges.items()}
 
@@ -187,8 +185,7 @@ def _checked_size(path: Path, size_before: int) -> int:
         VerificationError: It is not smaller than the source, or holds no 8-bit weights.
     """
     written = ir.load(path)
-    integers = {ir.DataType.INT8, ir.DataType.UINT8}
-    if not any(v.const_value is not None and v.const_value.dtype in integers for v in written.graph.initializers.values()):
+    if not any(value.dtype in {ir.DataType.INT8, ir.DataType.UINT8} for value in written.graph.initializers.values()):
         raise VerificationError(f"{path}: holds no 8-bit weights after quantization")
     size = model_size_bytes(path)
     if size >= size_before:

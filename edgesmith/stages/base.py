@@ -29,7 +29,9 @@ class Stage(Protocol):
         """Do the work: fill an empty folder and write its manifest last."""
 
 
-def make_into(stage: Stage, out: Path, prove: Callable[[Artifact], T], progress: Progress = SILENT) -> tuple[Artifact, T]:
+def make_into(
+    stage: Stage, out: Path, prove: Callable[[Artifact], T], progress: Progress = SILENT
+) -> tuple[Artifact, T]:
     """Run a stage into a folder of the user's; it appears whole and proven, or not at all.
 
     Args:

@@ -57,9 +57,7 @@ class ExportStage:
         """Export, copy the side files, make golden vectors."""
         from export.to_onnx import export_onnx
 
-        task = load_task(
-            self.checkpoint.folder, self.task, max_length=self.max_length, columns=self.rows.columns
-        )
+        task = load_task(self.checkpoint.folder, self.task, max_length=self.max_length, columns=self.rows.columns)
         examples = self.rows.read(task)
         result = export_onnx(
             self.checkpoint.path,

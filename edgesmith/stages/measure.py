@@ -65,7 +65,9 @@ class EvalStage:
         finally:
             engine.close()
         evaluation.save(folder)
-        return _write_evidence(folder, "eval", self._options, {"artifact": self.artifact.digest, "data": self.rows.digest})
+        return _write_evidence(
+            folder, "eval", self._options, {"artifact": self.artifact.digest, "data": self.rows.digest}
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +124,9 @@ class LatencyStage:
             engine.close()
         latency.save(folder)
         measure_start(self.artifact.path, threads=self.threads).save(folder)
-        return _write_evidence(folder, "bench", self._options, {"artifact": self.artifact.digest, "data": self.rows.digest})
+        return _write_evidence(
+            folder, "bench", self._options, {"artifact": self.artifact.digest, "data": self.rows.digest}
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,9 +193,7 @@ def machine_id() -> str:
     return sha256_text(*(str(fields[name]) for name in ("cpu", "architecture", "num_cpus", "flags")))
 
 
-def _write_evidence(
-    folder: Path, step: str, options: Mapping[str, JsonValue], parents: Mapping[str, str]
-) -> Artifact:
+def _write_evidence(folder: Path, step: str, options: Mapping[str, JsonValue], parents: Mapping[str, str]) -> Artifact:
     return write_artifact(
         folder,
         kind="evidence",

@@ -144,7 +144,9 @@ def prove_merge(
     proof = verify_merge(stage.base.path, stage.specs, merged.path, inputs, progress=progress)
     saved = ""
     if proof.saved_dtype != "F32":
-        saved = f"; {proof.max_abs_diff_saved:.2g} as saved in {proof.saved_dtype} (allowed {proof.saved_tolerance:.2g})"
+        saved = (
+            f"; {proof.max_abs_diff_saved:.2g} as saved in {proof.saved_dtype} (allowed {proof.saved_tolerance:.2g})"
+        )
     progress.note(
         f"merge: largest difference to base + adapter on {proof.num_rows} rows: {proof.max_abs_diff:.2g} in fp32 "
         f"(allowed {proof.tolerance:g}){saved}"

@@ -26,9 +26,9 @@ class DropMetadata:
             cleared += bool(holder.doc_string) + bool(holder.metadata_props)
             holder.doc_string = None
             holder.metadata_props.clear()
-        for tensor in (value.const_value for value in model.graph.initializers.values()):
-            if tensor is not None:
-                tensor.doc_string = None
+        for value in model.graph.initializers.values():
+            if value.const_value is not None and value.const_value.doc_string:
+                value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
         return PassResult(name="drop-metadata", num_changes=cleared)
 
 

@@ -8,6 +8,7 @@ Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -45,7 +46,8 @@ class FuseAttention:
 
     def __call__(self, model: ir.Model) -> PassResult:
         """Fuse what matches, and name what does not."""
-        fused, left_out = 0, []
+        fused = 0
+        left_out: Counter[str] = Counter()
         casts: dict[ir.Value, ir.Value] = {}
         for node in list(model.graph):
             if node.op_type != "Softmax":
@@ -54,10 +56,11 @@ class FuseAttention:
             if reason is None:
                 fused += 1
             else:
-                left_out.append(f"attention at {node.name or node.outputs[0].name}: {reason}")
+                left_out[reason] += 1
         if fused:
             model.graph.opset_imports.setdefault(CONTRIB, 1)
-        return PassResult(name="fuse-attention", num_changes=fused, left_out=tuple(left_out))
+        notes = tuple(f"{num} attentions were left as plain operators: {why}" for why, num in left_out.items())
+        return PassResult(name="fuse-attention", num_changes=fused, left_out=notes)
 
 
 def _fuse(graph: ir.Graph, softmax: ir.Node, casts: dict[ir.Value, ir.Value]) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgesmith.artifact import Artifact, Manifest, open_artifact, write_artifact
-from edgesmith.errors import ArtifactError, EdgesmithError, UnsupportedError, UsageError
+from edgesmith.errors import ArtifactError, UnsupportedError, UsageError
 
 
 @pytest.fixture
@@ -51,7 +50,7 @@ def test_digest_depends_on_content_and_origin(artifact: Artifact) -> None:
         (lambda path: (path / "extra.txt").write_text("x"), "was added"),
         (lambda path: (path / "manifest.json").write_text("{"), "is damaged"),
         (lambda path: (path / "manifest.json").write_text('{"schema_version": 2}'), "schema_version"),
-        (lambda path: os.symlink("/etc/passwd", path / "link"), "is a link"),
+        (lambda path: (path / "link").symlink_to("/etc/passwd"), "is a link"),
     ],
 )
 def test_altered_artifact_is_refused(artifact: Artifact, change: object, message: str) -> None:
@@ -80,12 +79,12 @@ def test_any_flipped_byte_of_the_manifest_is_found_or_harmless(artifact: Artifac
     path.write_bytes(altered)
     try:
         opened = open_artifact(artifact.path)
-        # White space and letters inside free texts may change: then the digest says so, or nothing was said.
-        assert opened.digest != artifact.digest or opened.manifest == artifact.manifest
-    except EdgesmithError as error:
-        assert error.exit_code in (2, 4)
+    except ArtifactError:
+        return
     finally:
         path.write_bytes(original)
+    # White space and letters inside free texts may change: then the digest says so, or nothing was said.
+    assert opened.digest != artifact.digest or opened.manifest == artifact.manifest
 
 
 def test_wrong_kind_is_refused(artifact: Artifact) -> None:

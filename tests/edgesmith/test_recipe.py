@@ -74,7 +74,9 @@ def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
 
 
 def test_static_quantization_needs_calibration(tmp_path: Path) -> None:
-    text = GOOD.replace("dynamic-int8", "static-int8").replace("  calibration: {path: train.jsonl, num_samples: 64}\n", "")
+    text = GOOD.replace("dynamic-int8", "static-int8").replace(
+        "  calibration: {path: train.jsonl, num_samples: 64}\n", ""
+    )
     with pytest.raises(RecipeError, match=r"targets\.server: static-int8 needs data\.calibration"):
         load(tmp_path, text)
 

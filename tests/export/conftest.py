@@ -85,7 +85,11 @@ def tiny_checkpoint(tmp_path: Path) -> Callable[..., Path]:
         torch.manual_seed(0)
         settings = {"vocab_size": size, "pad_token_id": 0, "num_labels": 3, **config}
         made = getattr(transformers, config_class)(**settings)
-        loader = transformers.AutoModelForSequenceClassification if model_class is None else getattr(transformers, model_class)
+        loader = (
+            transformers.AutoModelForSequenceClassification
+            if model_class is None
+            else getattr(transformers, model_class)
+        )
         model = loader.from_config(made) if hasattr(loader, "from_config") else loader(made)
         generator = torch.Generator().manual_seed(1)
         for parameter in model.parameters():

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -212,6 +212,7 @@ def test_altered_bytes_are_read_or_refused(tmp_path: Path) -> None:
         _tolerate(tmp_path / "altered.onnx", bytes(altered))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     _tolerate(tmp_path_factory.getbasetemp() / "any.onnx", content)

@@ -16,7 +16,7 @@ from serve.runtime.golden import check_golden, write_golden
 from serve.runtime.probe import probe
 from tests.serve.test_thin import ANSWER, HEAVY, STAGES, fresh
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.slow
 
 GOLDEN = sample_texts()[:4]
 

@@ -11,7 +11,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgesmith.data import data_digest, read_rows, sample_rows
@@ -26,6 +26,7 @@ def _write(folder: Path, name: str, content: str | bytes) -> Path:
     return path
 
 
+@settings(deadline=None)
 @given(rows=st.lists(st.dictionaries(TEXTS, st.none() | st.booleans() | st.integers() | TEXTS), min_size=1))
 def test_jsonl_round_trips(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]) -> None:
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -33,6 +34,7 @@ def test_jsonl_round_trips(tmp_path_factory: pytest.TempPathFactory, rows: list[
     assert [row.values for row in read_rows(path)] == rows
 
 
+@settings(deadline=None)
 @given(rows=st.lists(st.tuples(TEXTS, TEXTS), min_size=1), table=st.sampled_from([("csv", ","), ("tsv", "\t")]))
 def test_tables_round_trip(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]], table: tuple[str, str]
@@ -116,6 +118,7 @@ def test_unreadable_file_is_a_typed_error(tmp_path: Path) -> None:
         list(read_rows(path))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.sampled_from(["jsonl", "csv", "tsv"]))
 def test_any_bytes_give_rows_or_a_typed_error(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, extension: str

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -34,6 +34,7 @@ def _ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator else 0.0
 
 
+@settings(deadline=None)
 @given(LABELS)
 def test_macro_metrics_equal_their_definitions(pair: tuple[np.ndarray, np.ndarray]) -> None:
     counts = _counts(*pair).values()
@@ -45,6 +46,7 @@ def test_macro_metrics_equal_their_definitions(pair: tuple[np.ndarray, np.ndarra
     assert scoring.f1_macro(*pair) == pytest.approx(np.mean(f1), abs=1e-12)
 
 
+@settings(deadline=None)
 @given(LABELS)
 def test_matthews_is_the_correlation_of_one_hot_labels(pair: tuple[np.ndarray, np.ndarray]) -> None:
     one_hot = [np.eye(6)[labels] for labels in pair]
@@ -108,6 +110,7 @@ def test_terms_of_a_constant_are_finite() -> None:
         np.testing.assert_array_equal(terms(np.ones(5), np.arange(5.0)), np.zeros(5))
 
 
+@settings(deadline=None)
 @given(arrays(np.float32, (3, 4), elements=st.floats(-1e4, 1e4, width=32)))
 def test_softmax_equals_scipy_and_keeps_its_argument(logits: np.ndarray) -> None:
     before = logits.copy()
