@@ -17,7 +17,7 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 def write_junit(path: Path, verdicts: Sequence[Verdict], *, suite: str = "edgesmith") -> None:
-    """Write verdicts as JUnit XML: a FAIL is a failure, an INCONCLUSIVE is skipped, each with its reason.
+    """Write verdicts as JUnit XML: a FAIL is a failure, an INCONCLUSIVE an error: neither is ever green.
 
     Args:
         path: The file to write.
@@ -32,8 +32,8 @@ def write_junit(path: Path, verdicts: Sequence[Verdict], *, suite: str = "edgesm
     name = _xml(suite)
     lines = [
         '<?xml version="1.0" encoding="UTF-8"?>',
-        f'<testsuites tests="{len(verdicts)}" failures="{num_failed}" errors="0" skipped="{num_open}">',
-        f'  <testsuite name="{name}" tests="{len(verdicts)}" failures="{num_failed}" errors="0" skipped="{num_open}">',
+        f'<testsuites tests="{len(verdicts)}" failures="{num_failed}" errors="{num_open}">',
+        f'  <testsuite name="{name}" tests="{len(verdicts)}" failures="{num_failed}" errors="{num_open}">',
     ]
     for verdict in verdicts:
         lines.append(f'    <testcase classname="{name}.gates" name="{_xml(verdict.gate)}">')
@@ -42,7 +42,7 @@ def write_junit(path: Path, verdicts: Sequence[Verdict], *, suite: str = "edgesm
             case Outcome.FAIL:
                 lines.append(f'      <failure type="gate" message="{reason}"/>')
             case Outcome.INCONCLUSIVE:
-                lines.append(f'      <skipped message="INCONCLUSIVE: {reason}"/>')
+                lines.append(f'      <error type="inconclusive" message="{reason}"/>')
             case Outcome.PASS:
                 lines.append(f"      <system-out>{reason}</system-out>")
         lines.append("    </testcase>")

@@ -96,7 +96,7 @@ def load_config(checkpoint: Checkpoint) -> Any:
             return transformers.AutoConfig.from_pretrained(
                 str(checkpoint.folder), local_files_only=True, trust_remote_code=False
             )
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError) as error:
         raise CheckpointError(
             f"{checkpoint.folder / 'config.json'}: transformers {transformers.__version__} does not accept it: "
             f"{_first_line(error)}",
@@ -160,7 +160,7 @@ def build_skeleton(config: Any, model_class: type[Any]) -> Any:
     try:
         with quiet_transformers(), torch.device("meta"):
             model = model_class._from_config(copy.deepcopy(config), dtype=torch.float32)
-    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError, ImportError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, ImportError) as error:
         raise CheckpointError(
             f"config.json: no {model_class.__name__} can be built from it: {_first_line(error)}",
             mend="Check the configuration against the model's documentation.",

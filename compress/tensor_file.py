@@ -16,6 +16,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -183,12 +184,15 @@ class TensorFileWriter:
         self._left = set(tensors)
         self.size_bytes = len(header) + sum(size for _, size in self._offsets.values())
         with storage_errors(path):
-            self._file = path.open("wb")
-            self._file.write(header)
-            # Reserving the place now makes a full disk known before the work, not after it.
-            if hasattr(os, "posix_fallocate") and self.size_bytes:
-                self._file.flush()
-                os.posix_fallocate(self._file.fileno(), 0, self.size_bytes)
+            self._file = path.open("wb", buffering=0)
+            try:
+                _write_all(self._file, header)
+                # Reserving the place now makes a full disk known before the work, not after it.
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(self._file.fileno(), 0, self.size_bytes)
+            except OSError:
+                self._file.close()
+                raise
 
     def write(self, name: str, pieces: Iterable[memoryview | bytes | bytearray]) -> None:
         """Write one tensor.
@@ -204,7 +208,7 @@ class TensorFileWriter:
         with storage_errors(self.path):
             self._file.seek(start)
             for piece in pieces:
-                written += self._file.write(piece)
+                written += _write_all(self._file, piece)
         if written != size_bytes:
             raise ValueError(f"{self.path}: {name!r} has {written} bytes, announced were {size_bytes}")
         self._left.remove(name)
@@ -217,7 +221,6 @@ class TensorFileWriter:
             StorageError: the disk is full.
         """
         with storage_errors(self.path), self._file as file:
-            file.flush()
             os.fsync(file.fileno())
         if self._left:
             raise ValueError(f"{self.path}: never written: {sorted(self._left)}")
@@ -232,6 +235,14 @@ class TensorFileWriter:
             self.close()
         else:
             self._file.close()
+
+
+def _write_all(file: FileIO, piece: memoryview | bytes | bytearray) -> int:
+    view = memoryview(piece).cast("B")
+    written = 0
+    while written < len(view):
+        written += file.write(view[written:])
+    return written
 
 
 def _lay_out(

@@ -259,7 +259,7 @@ def quantize(
     rows = Rows(path=data, num=_NUM_VERIFIED if data else None, seed=seed, columns=columns or {})
     stage = QuantizeStage(
         source=source,
-        options=QuantizeOptions(method=method, reduce_range=reduce_range),
+        method=QuantizeOptions(method=method, reduce_range=reduce_range),
         rows=rows,
         calibration=Rows(path=calibration, num=num_samples, seed=seed, columns=columns or {}) if calibration else None,
     )

@@ -36,6 +36,7 @@ class TargetResult:
     evaluation: Artifact | None
     baseline_evaluation: Artifact | None
     latency: Artifact | None
+    baseline_latency: Artifact | None
     comparison: Artifact | None
 
 
@@ -127,11 +128,10 @@ def _target(
 
         return EvalStage(artifact=which, rows=eval_rows)
 
-    def latency() -> Stage:
+    def latency(which: Artifact) -> Stage:
         from edgesmith.stages.measure import LatencyStage
 
-        assert artifact is not None
-        return LatencyStage(artifact=artifact, rows=timed, threads=threads, length=recipe.measure.length)
+        return LatencyStage(artifact=which, rows=timed, threads=threads, length=recipe.measure.length)
 
     def compare() -> Stage:
         from edgesmith.stages.measure import CompareStage
@@ -151,11 +151,15 @@ def _target(
         baseline_evaluation = walker.step(
             f"{name}: eval baseline", f"all of {data}", [("baseline", baseline)], lambda: evaluate(_need(baseline))
         )
-    comparison = None
+    comparison = baseline_timing = None
+    single = f"single stream, {threads} thread(s)"
+    timing = walker.step(f"{name}: bench", single, [("artifact", artifact)], lambda: latency(_need(artifact)))
     if target.quantize or not own_baseline:
+        baseline_timing = walker.step(
+            f"{name}: bench baseline", single, [("baseline", baseline)], lambda: latency(_need(baseline))
+        )
         both = [("artifact", artifact), ("baseline", baseline)]
         comparison = walker.step(f"{name}: compare speed", f"in turns, {threads} thread(s)", both, compare)
-    timing = walker.step(f"{name}: bench", f"single stream, {threads} thread(s)", [("artifact", artifact)], latency)
     return TargetResult(
         name=name,
         artifact=artifact,
@@ -164,6 +168,7 @@ def _target(
         evaluation=evaluation,
         baseline_evaluation=baseline_evaluation,
         latency=timing,
+        baseline_latency=baseline_timing,
         comparison=comparison,
     )
 
@@ -204,7 +209,7 @@ def _quantize(
     def stage() -> Stage:
         from edgesmith.stages.quantize import QuantizeStage
 
-        return QuantizeStage(source=_need(fp32), options=options, calibration=calibration, rows=rows)
+        return QuantizeStage(source=_need(fp32), method=options, calibration=calibration, rows=rows)
 
     detail = options.method + (f", {calibration.num} calibration rows" if calibration else "")
     return walker.step(f"{name}: quantize", detail, [("fp32", fp32)], stage)

@@ -160,6 +160,7 @@ def _release_target(recipe: Recipe, made: Made, target: TargetResult, out: Path)
         "eval": target.evaluation,
         "baseline-eval": target.baseline_evaluation,
         "bench": target.latency,
+        "baseline-bench": target.baseline_latency,
         "compare": target.comparison,
         "merge": made.merge_proof,
     }
@@ -207,6 +208,7 @@ def _report(
     out: Path,
     command: str,
 ) -> None:
+    from bench.latency import Latency
     from bench.machine import describe_machine
     from bench.report import ReportData, write_report
     from bench.start import Start
@@ -225,6 +227,8 @@ def _report(
         evaluation=released.evidence.evaluation,
         baseline_evaluation=released.evidence.baseline_evaluation,
         latency=released.evidence.latency,
+        baseline_latency=Latency.load(target.baseline_latency.path) if target.baseline_latency else None,
+        baseline_start=Start.load(target.baseline_latency.path) if target.baseline_latency else None,
         duet=released.evidence.duet,
         start=Start.load(target.latency.path) if target.latency else None,
         machine=released.evidence.latency.machine if released.evidence.latency else describe_machine(),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import transformers
@@ -48,7 +49,7 @@ def load_model(checkpoint: Path, task: Task, *, attention: Literal["eager"] | No
                 local_files_only=True,
                 attn_implementation=attention,
                 output_loading_info=True,
-                ignore_mismatched_sizes=False,
+                ignore_mismatched_sizes=True,  # refused below, by name,
             )
     except SafetensorError as error:
         raise CheckpointError(
@@ -77,9 +78,14 @@ def _check_folder(checkpoint: Path) -> None:
         )
 
 
-def _check_weights(checkpoint: Path, task: Task, info: dict[str, object]) -> None:
+def _check_weights(checkpoint: Path, task: Task, info: Mapping[str, Any]) -> None:
     """Refuse a model with weights that were made up because the checkpoint has none."""
-    missing = sorted(str(key) for key in info["missing_keys"] if not _is_unused(str(key), task))  # type: ignore[attr-defined]
+    for key, stored, expected in sorted(info["mismatched_keys"]):
+        raise CheckpointError(
+            f"{checkpoint}: the weight {key} has shape {list(stored)}, but config.json asks for {list(expected)}",
+            mend="The weights and config.json are not of one model: get both from one source.",
+        )
+    missing = sorted(str(key) for key in info["missing_keys"] if not _is_unused(str(key), task))
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise CheckpointError(

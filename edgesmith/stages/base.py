@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import ClassVar, TypeVar
 
-from edgesmith.artifact import Artifact, open_artifact
+from pydantic import JsonValue
+
+from edgesmith.artifact import Artifact, Kind, Parent, Signature, open_artifact, tool_versions, write_artifact
 from edgesmith.errors import UsageError
-from edgesmith.files import publish_folder, storage_errors, temporary_sibling
+from edgesmith.files import publish_folder, sha256_text, storage_errors, temporary_sibling
 from edgesmith.progress import SILENT, Progress
 from edgesmith.store import StepKey
 
@@ -18,15 +22,74 @@ __all__ = ["Stage", "check_replaceable", "make_into"]
 T = TypeVar("T")
 
 
-class Stage(Protocol):
-    """One piece of work, with everything that it depends on."""
+class Stage(ABC):
+    """One piece of work, with everything that its result depends on.
+
+    Attributes:
+        step: Name in manifests and keys.
+        libraries: Distributions whose versions can change the result.
+        is_of_this_machine: Whether the result belongs to this kind of machine: times, and integer rounding.
+    """
+
+    step: ClassVar[str]
+    libraries: ClassVar[tuple[str, ...]]
+    is_of_this_machine: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def options(self) -> dict[str, JsonValue]:
+        """The step's options, complete."""
+
+    @property
+    @abstractmethod
+    def inputs(self) -> dict[str, str]:
+        """Role → digest of each input, data files included."""
+
+    @abstractmethod
+    def make(self, folder: Path, progress: Progress) -> Artifact:
+        """Do the work: fill an empty folder and `seal` it."""
 
     @property
     def key(self) -> StepKey:
-        """What its result depends on."""
+        """Where the result lies in a store."""
+        machine = {"machine": machine_id()} if self.is_of_this_machine else {}
+        return StepKey(
+            step=self.step,
+            module=type(self).__module__,
+            options=self.options,
+            inputs={**self.inputs, **machine},
+            libraries=self.libraries,
+        )
 
-    def make(self, folder: Path, progress: Progress) -> Artifact:
-        """Do the work: fill an empty folder and write its manifest last."""
+    def seal(
+        self,
+        folder: Path,
+        *,
+        kind: Kind = "evidence",
+        task: str | None = None,
+        precision: str | None = None,
+        signature: Signature | None = None,
+    ) -> Artifact:
+        """Write the manifest of a filled folder."""
+        return write_artifact(
+            folder,
+            kind=kind,
+            step=self.step,
+            options=self.options,
+            parents=[Parent(role=role, digest=digest) for role, digest in self.inputs.items()],
+            task=task,
+            precision=precision,
+            signature=signature,
+            tools=tool_versions(*self.libraries),
+        )
+
+
+def machine_id() -> str:
+    """Name this kind of machine: processor, instruction sets and number of CPUs, not its load."""
+    from bench.machine import describe_machine
+
+    fields = asdict(describe_machine())
+    return sha256_text(*(str(fields[name]) for name in ("cpu", "architecture", "num_cpus", "flags")))
 
 
 def make_into(

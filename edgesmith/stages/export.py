@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import JsonValue
 
-from edgesmith.artifact import Artifact, Parent, tool_versions, write_artifact
+from edgesmith.artifact import Artifact
 from edgesmith.progress import Progress
 from edgesmith.recipe import OptimizeFor
+from edgesmith.stages.base import Stage
 from edgesmith.stages.rows import Rows
 from edgesmith.stages.side_files import carry_files, close_graph
-from edgesmith.store import StepKey
 from edgesmith.tasks import load_task
 
 __all__ = ["ExportStage"]
@@ -21,8 +22,11 @@ _LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "tokenize
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportStage:
+class ExportStage(Stage):
     """Write a checkpoint's graph, fused for its runtime, with all that travels with it."""
+
+    step: ClassVar[str] = "export"
+    libraries: ClassVar[tuple[str, ...]] = _LIBRARIES
 
     checkpoint: Artifact
     task: str | None
@@ -33,7 +37,8 @@ class ExportStage:
     max_length: int | None = None
 
     @property
-    def _options(self) -> dict[str, JsonValue]:
+    def options(self) -> dict[str, JsonValue]:
+        """What decides the result."""
         return {
             "task": self.task,
             "rows": self.rows.options,
@@ -43,15 +48,9 @@ class ExportStage:
         }
 
     @property
-    def key(self) -> StepKey:
-        """The graph depends on the checkpoint alone; its golden vectors on the rows."""
-        return StepKey(
-            step="export",
-            module="edgesmith.stages.export",
-            options=self._options,
-            inputs={"checkpoint": self.checkpoint.digest, "rows": self.rows.digest},
-            libraries=_LIBRARIES,
-        )
+    def inputs(self) -> dict[str, str]:
+        """Role → digest."""
+        return {"checkpoint": self.checkpoint.digest, "rows": self.rows.digest}
 
     def make(self, folder: Path, progress: Progress) -> Artifact:
         """Export, copy the side files, make golden vectors."""
@@ -71,14 +70,4 @@ class ExportStage:
             progress.note(f"export: {note}")
         carry_files(self.checkpoint.folder, folder)
         signature = close_graph(folder, task=task, examples=examples, precision="fp32")
-        return write_artifact(
-            folder,
-            kind="onnx",
-            step="export",
-            task=task.name,
-            precision="fp32",
-            options={**self._options, "opset": result.opset},
-            parents=[Parent(role="checkpoint", digest=self.checkpoint.digest)],
-            signature=signature,
-            tools=tool_versions(*_LIBRARIES),
-        )
+        return self.seal(folder, kind="onnx", task=task.name, precision="fp32", signature=signature)

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import JsonValue
 
-from edgesmith.artifact import Artifact, Parent, write_artifact
-from edgesmith.files import sha256_text
+from edgesmith.artifact import Artifact
 from edgesmith.progress import Progress
+from edgesmith.stages.base import Stage
 from edgesmith.stages.rows import Rows
-from edgesmith.store import StepKey
 from edgesmith.tasks import load_task
 
-__all__ = ["CompareStage", "EvalStage", "LatencyStage", "machine_id"]
+__all__ = ["CompareStage", "EvalStage", "LatencyStage"]
 
 _LIBRARIES = ("numpy", "onnxruntime", "tokenizers")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalStage:
+class EvalStage(Stage):
     """Score every row of a file, one row a call, as a request would be."""
+
+    step: ClassVar[str] = "eval"
+    libraries: ClassVar[tuple[str, ...]] = _LIBRARIES
+    is_of_this_machine: ClassVar[bool] = True
 
     artifact: Artifact
     rows: Rows
@@ -31,19 +34,14 @@ class EvalStage:
     batch_size: int = 1
 
     @property
-    def _options(self) -> dict[str, JsonValue]:
+    def options(self) -> dict[str, JsonValue]:
+        """What decides the result."""
         return {**self.rows.options, "task": self.task, "batch_size": self.batch_size}
 
     @property
-    def key(self) -> StepKey:
-        """Predictions depend on the artifact, the rows and the processor's instruction sets."""
-        return StepKey(
-            step="eval",
-            module="edgesmith.stages.measure",
-            options=self._options,
-            inputs={"artifact": self.artifact.digest, "data": self.rows.digest, "machine": machine_id()},
-            libraries=_LIBRARIES,
-        )
+    def inputs(self) -> dict[str, str]:
+        """Role → digest."""
+        return {"artifact": self.artifact.digest, "data": self.rows.digest}
 
     def make(self, folder: Path, progress: Progress) -> Artifact:
         """Write `evaluation.json` and every prediction."""
@@ -65,14 +63,16 @@ class EvalStage:
         finally:
             engine.close()
         evaluation.save(folder)
-        return _write_evidence(
-            folder, "eval", self._options, {"artifact": self.artifact.digest, "data": self.rows.digest}
-        )
+        return self.seal(folder)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatencyStage:
+class LatencyStage(Stage):
     """Time single requests of one artifact, its start in a fresh process, and its memory."""
+
+    step: ClassVar[str] = "bench"
+    libraries: ClassVar[tuple[str, ...]] = _LIBRARIES
+    is_of_this_machine: ClassVar[bool] = True
 
     artifact: Artifact
     rows: Rows
@@ -83,7 +83,8 @@ class LatencyStage:
     num_requests: int | None = None
 
     @property
-    def _options(self) -> dict[str, JsonValue]:
+    def options(self) -> dict[str, JsonValue]:
+        """What decides the result."""
         return {
             **self.rows.options,
             "task": self.task,
@@ -94,15 +95,9 @@ class LatencyStage:
         }
 
     @property
-    def key(self) -> StepKey:
-        """Times belong to one machine."""
-        return StepKey(
-            step="bench",
-            module="edgesmith.stages.measure",
-            options=self._options,
-            inputs={"artifact": self.artifact.digest, "data": self.rows.digest, "machine": machine_id()},
-            libraries=_LIBRARIES,
-        )
+    def inputs(self) -> dict[str, str]:
+        """Role → digest."""
+        return {"artifact": self.artifact.digest, "data": self.rows.digest}
 
     def make(self, folder: Path, progress: Progress) -> Artifact:
         """Write `latency.json`, its samples and `start.json`."""
@@ -124,14 +119,16 @@ class LatencyStage:
             engine.close()
         latency.save(folder)
         measure_start(self.artifact.path, threads=self.threads).save(folder)
-        return _write_evidence(
-            folder, "bench", self._options, {"artifact": self.artifact.digest, "data": self.rows.digest}
-        )
+        return self.seal(folder)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareStage:
+class CompareStage(Stage):
     """Time two artifacts in turns in one run."""
+
+    step: ClassVar[str] = "compare"
+    libraries: ClassVar[tuple[str, ...]] = _LIBRARIES
+    is_of_this_machine: ClassVar[bool] = True
 
     artifact: Artifact
     baseline: Artifact
@@ -141,23 +138,14 @@ class CompareStage:
     length: int | None = None
 
     @property
-    def _options(self) -> dict[str, JsonValue]:
+    def options(self) -> dict[str, JsonValue]:
+        """What decides the result."""
         return {**self.rows.options, "task": self.task, "threads": self.threads, "length": self.length}
 
     @property
-    def _inputs(self) -> dict[str, str]:
+    def inputs(self) -> dict[str, str]:
+        """Role → digest."""
         return {"artifact": self.artifact.digest, "baseline": self.baseline.digest, "data": self.rows.digest}
-
-    @property
-    def key(self) -> StepKey:
-        """Times belong to one machine."""
-        return StepKey(
-            step="compare",
-            module="edgesmith.stages.measure",
-            options=self._options,
-            inputs={**self._inputs, "machine": machine_id()},
-            libraries=_LIBRARIES,
-        )
 
     def make(self, folder: Path, progress: Progress) -> Artifact:
         """Write `duet.json` and the times of every turn."""
@@ -182,22 +170,4 @@ class CompareStage:
             artifact.close()
             baseline.close()
         duet.save(folder)
-        return _write_evidence(folder, "compare", self._options, self._inputs)
-
-
-def machine_id() -> str:
-    """Name this kind of machine: processor, instruction sets and number of CPUs, not its load."""
-    from bench.machine import describe_machine
-
-    fields = asdict(describe_machine())
-    return sha256_text(*(str(fields[name]) for name in ("cpu", "architecture", "num_cpus", "flags")))
-
-
-def _write_evidence(folder: Path, step: str, options: Mapping[str, JsonValue], parents: Mapping[str, str]) -> Artifact:
-    return write_artifact(
-        folder,
-        kind="evidence",
-        step=step,
-        options=options,
-        parents=[Parent(role=role, digest=digest) for role, digest in parents.items()],
-    )
+        return self.seal(folder)

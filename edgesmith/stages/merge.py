@@ -6,17 +6,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import JsonValue
 
-from edgesmith.artifact import Artifact, Parent, tool_versions, write_artifact
+from edgesmith.artifact import Artifact
 from edgesmith.data import sample_rows
 from edgesmith.errors import UnsupportedError
 from edgesmith.files import atomic_write, sha256_file, sha256_text
 from edgesmith.progress import SILENT, Progress
+from edgesmith.stages.base import Stage
 from edgesmith.stages.rows import Rows
-from edgesmith.store import StepKey
 from edgesmith.tasks import load_task, sample_texts
 from edgesmith.units import format_bytes
 
@@ -31,8 +31,11 @@ _BATCH = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeStage:
+class MergeStage(Stage):
     """Fold adapters into their base, weight by weight."""
+
+    step: ClassVar[str] = "merge"
+    libraries: ClassVar[tuple[str, ...]] = _LIBRARIES
 
     base: Artifact
     adapters: tuple[tuple[Path, float], ...]
@@ -40,7 +43,8 @@ class MergeStage:
     dequantize: bool = False
 
     @property
-    def _options(self) -> dict[str, JsonValue]:
+    def options(self) -> dict[str, JsonValue]:
+        """What decides the result."""
         return {"weights": [weight for _, weight in self.adapters], "dequantize": self.dequantize}
 
     @property
@@ -56,17 +60,6 @@ class MergeStage:
 
         return [AdapterSpec(path=path, weight=weight) for path, weight in self.adapters]
 
-    @property
-    def key(self) -> StepKey:
-        """The adapters' files are part of it."""
-        return StepKey(
-            step="merge",
-            module="edgesmith.stages.merge",
-            options=self._options,
-            inputs=self.inputs,
-            libraries=_LIBRARIES,
-        )
-
     def make(self, folder: Path, progress: Progress) -> Artifact:
         """Merge, and say what it took."""
         from compress.merge import merge_adapter
@@ -77,19 +70,15 @@ class MergeStage:
             f"peak memory +{format_bytes(result.peak_memory_added_bytes)} for {format_bytes(result.weights_bytes)} "
             f"of weights (largest tensor {format_bytes(result.largest_tensor_bytes)})"
         )
-        return write_artifact(
-            folder,
-            kind="checkpoint",
-            step="merge",
-            options=self._options,
-            parents=[Parent(role=role, digest=digest) for role, digest in self.inputs.items()],
-            tools=tool_versions(*_LIBRARIES),
-        )
+        return self.seal(folder, kind="checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProveMergeStage:
+class ProveMergeStage(Stage):
     """Compare a merged checkpoint with base + adapters on real rows; a breach is an error."""
+
+    step: ClassVar[str] = "prove-merge"
+    libraries: ClassVar[tuple[str, ...]] = _LIBRARIES
 
     stage: MergeStage
     merged: Artifact
@@ -97,37 +86,21 @@ class ProveMergeStage:
     task: str | None = None
 
     @property
-    def _options(self) -> dict[str, JsonValue]:
+    def options(self) -> dict[str, JsonValue]:
+        """What decides the result."""
         return {**self.rows.options, "task": self.task}
 
     @property
-    def _inputs(self) -> dict[str, str]:
+    def inputs(self) -> dict[str, str]:
+        """Role → digest."""
         return {"merged": self.merged.digest, "data": self.rows.digest, **self.stage.inputs}
-
-    @property
-    def key(self) -> StepKey:
-        """A proof belongs to its rows."""
-        return StepKey(
-            step="prove-merge",
-            module="edgesmith.stages.merge",
-            options=self._options,
-            inputs=self._inputs,
-            libraries=_LIBRARIES,
-        )
 
     def make(self, folder: Path, progress: Progress) -> Artifact:
         """Write `verification.json`."""
         proof = prove_merge(self.stage, self.merged, rows=self.rows, task=self.task, progress=progress)
         figures = {"merge_max_abs_diff": proof.max_abs_diff, "merge_num_rows": proof.num_rows}
         atomic_write(folder / "verification.json", json.dumps({"metrics": figures, **asdict(proof)}, indent=1) + "\n")
-        return write_artifact(
-            folder,
-            kind="evidence",
-            step="prove-merge",
-            options=self._options,
-            parents=[Parent(role=role, digest=digest) for role, digest in self._inputs.items()],
-            tools=tool_versions(*_LIBRARIES),
-        )
+        return self.seal(folder)
 
 
 def prove_merge(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import JsonValue
 
-from edgesmith.artifact import Artifact, Parent, tool_versions, write_artifact
+from edgesmith.artifact import Artifact
 from edgesmith.errors import UnsupportedError, UsageError
 from edgesmith.progress import Progress
 from edgesmith.recipe import QuantizeOptions
+from edgesmith.stages.base import Stage
 from edgesmith.stages.rows import Rows
 from edgesmith.stages.side_files import MODEL_FILE, carry_files, close_graph
-from edgesmith.store import StepKey
 from edgesmith.tasks import load_task
 
 if TYPE_CHECKING:
@@ -26,40 +26,34 @@ _LIBRARIES = ("numpy", "onnx-ir", "onnxruntime", "tokenizers")
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeStage:
+class QuantizeStage(Stage):
     """Turn weights and activations into 8-bit integers, on ranges of real rows where the method needs them."""
 
+    step: ClassVar[str] = "quantize"
+    libraries: ClassVar[tuple[str, ...]] = _LIBRARIES
+
     source: Artifact
-    options: QuantizeOptions
+    method: QuantizeOptions
     rows: Rows
     """Golden vectors are made of some of these."""
     calibration: Rows | None = None
     task: str | None = None
 
     @property
-    def _options(self) -> dict[str, JsonValue]:
+    def options(self) -> dict[str, JsonValue]:
+        """What decides the result."""
         return {
-            **self.options.model_dump(mode="json"),
+            **self.method.model_dump(mode="json"),
             "rows": self.rows.options,
             "calibration": self.calibration.options if self.calibration else None,
             "task": self.task,
         }
 
     @property
-    def _inputs(self) -> dict[str, str]:
+    def inputs(self) -> dict[str, str]:
+        """Role → digest."""
         calibration = {"calibration": self.calibration.digest} if self.calibration else {}
         return {"source": self.source.digest, "rows": self.rows.digest, **calibration}
-
-    @property
-    def key(self) -> StepKey:
-        """The calibration rows' content is part of it."""
-        return StepKey(
-            step="quantize",
-            module="edgesmith.stages.quantize",
-            options=self._options,
-            inputs=self._inputs,
-            libraries=_LIBRARIES,
-        )
 
     def make(self, folder: Path, progress: Progress) -> Artifact:
         """Quantize, copy the side files, make golden vectors."""
@@ -84,28 +78,18 @@ class QuantizeStage:
         )
         carry_files(self.source.folder, folder)
         signature = close_graph(folder, task=task, examples=examples, precision="int8")
-        return write_artifact(
-            folder,
-            kind="onnx",
-            step="quantize",
-            task=task.name,
-            precision="int8",
-            options=self._options,
-            parents=[Parent(role=role, digest=digest) for role, digest in self._inputs.items() if role != "rows"],
-            signature=signature,
-            tools=tool_versions(*_LIBRARIES),
-        )
+        return self.seal(folder, kind="onnx", task=task.name, precision="int8", signature=signature)
 
     def _config(self) -> DynamicInt8Config | StaticInt8Config:
         from compress.quantize.config import DynamicInt8Config, StaticInt8Config
 
-        match self.options.method:
+        match self.method.method:
             case "dynamic-int8":
-                return DynamicInt8Config(reduce_range=self.options.reduce_range)
+                return DynamicInt8Config(reduce_range=self.method.reduce_range)
             case "static-int8":
                 if self.calibration is None:
                     raise UsageError(
                         "static-int8 takes activation ranges from real rows, and none were given",
                         mend="Name a file of them: --calibration train.jsonl, or data.calibration in a recipe.",
                     )
-                return StaticInt8Config(reduce_range=self.options.reduce_range)
+                return StaticInt8Config(reduce_range=self.method.reduce_range)

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgesmith.artifact import Signature, open_artifact
 from edgesmith.files import atomic_write, storage_errors
-from edgesmith.tasks import Example, Task
+from edgesmith.tasks import Example, Task, load_task
 
 __all__ = ["MODEL_FILE", "carry_files", "close_graph"]
 
@@ -57,7 +57,8 @@ def close_graph(folder: Path, *, task: Task, examples: Sequence[Example], precis
 
     atomic_write(folder / "task.json", json.dumps(task.runtime_config(), indent=1, ensure_ascii=False) + "\n")
     chosen = sorted(examples, key=lambda example: (len(example.text), example.text))[:_NUM_GOLDEN]
-    arrays = {name: np.ascontiguousarray(values[:, :_GOLDEN_TOKENS]) for name, values in task.encode(chosen).items()}
+    short = load_task(folder, task.name, max_length=min(_GOLDEN_TOKENS, task.max_length or _GOLDEN_TOKENS))
+    arrays = short.encode(chosen)
     engine = open_engine(open_artifact(folder / MODEL_FILE))
     try:
         outputs = engine.run(arrays)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import JsonValue
 
-from edgesmith.artifact import Artifact, Parent, tool_versions, write_artifact
+from edgesmith.artifact import Artifact
 from edgesmith.progress import SILENT, Progress
-from edgesmith.stages.measure import machine_id
+from edgesmith.stages.base import Stage
 from edgesmith.stages.rows import Rows
-from edgesmith.store import StepKey
 from edgesmith.tasks import load_task
 
 if TYPE_CHECKING:
@@ -24,8 +23,12 @@ _LIBRARIES = ("numpy", "onnxruntime", "tokenizers", "torch", "transformers")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyStage:
+class VerifyStage(Stage):
     """Compare an artifact with a checkpoint run in torch."""
+
+    step: ClassVar[str] = "verify"
+    libraries: ClassVar[tuple[str, ...]] = _LIBRARIES
+    is_of_this_machine: ClassVar[bool] = True
 
     reference: Artifact
     artifact: Artifact
@@ -33,35 +36,19 @@ class VerifyStage:
     task: str | None = None
 
     @property
-    def _options(self) -> dict[str, JsonValue]:
+    def options(self) -> dict[str, JsonValue]:
+        """What decides the result."""
         return {**self.rows.options, "task": self.task}
 
     @property
-    def _inputs(self) -> dict[str, str]:
+    def inputs(self) -> dict[str, str]:
+        """Role → digest."""
         return {"artifact": self.artifact.digest, "reference": self.reference.digest, "data": self.rows.digest}
-
-    @property
-    def key(self) -> StepKey:
-        """Integer kernels differ from processor to processor, so a proof belongs to one."""
-        return StepKey(
-            step="verify",
-            module="edgesmith.stages.verify",
-            options=self._options,
-            inputs={**self._inputs, "machine": machine_id()},
-            libraries=_LIBRARIES,
-        )
 
     def make(self, folder: Path, progress: Progress) -> Artifact:
         """Write `verification.json`."""
         verify_artifact(self.artifact, self.reference, rows=self.rows, task=self.task, progress=progress).save(folder)
-        return write_artifact(
-            folder,
-            kind="evidence",
-            step="verify",
-            options=self._options,
-            parents=[Parent(role=role, digest=digest) for role, digest in self._inputs.items()],
-            tools=tool_versions(*_LIBRARIES),
-        )
+        return self.seal(folder)
 
 
 def verify_artifact(

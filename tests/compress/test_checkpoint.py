@@ -130,7 +130,7 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         (struct.pack("<Q", 1 << 60), "header of 1152921504606846976 bytes"),
         (b"[1]", "does not start with '{'"),
         (b'{"a": 1', "not JSON"),
-        (b'{"\xff": 1}', "not JSON"),
+        (b'{"\xff\xff": 1}', "not JSON"),
         (b"{" * 20000, "not JSON"),
         ({"a": 7}, "exactly dtype, shape and data_offsets"),
         ({"a": ENTRY | {"more": 1}}, "exactly dtype, shape and data_offsets"),
@@ -236,7 +236,7 @@ def test_index_and_shards_must_agree(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="'t0' is not in model-00002"):
         open_checkpoint(folder)
     edit_index(folder, t0=None)
-    with pytest.raises(CheckpointError, match="model-00001-of-00002.safetensors holds 't0'"):
+    with pytest.raises(CheckpointError, match=r"model-00001-of-00002.safetensors holds 't0'"):
         open_checkpoint(folder)
     checkpoint(folder, shards=True)
     (folder / "model-00002-of-00002.safetensors").unlink()

@@ -29,7 +29,6 @@ from tests.compress.merge_models import (
     VOCAB,
     bert_config,
     llama_config,
-    quiet,
     save_adapter,
     save_model,
     token_ids,
@@ -170,9 +169,7 @@ def test_settings_that_change_the_model_or_import_code_are_refused(base: Path, a
     edit_json(path, peft_type="NOT_A_KIND")
     refused(MergeError, base, adapter, "'NOT_A_KIND'")
     path.write_text("{")
-    assert "not JSON" in str(
-        pytest.raises(CheckpointError, merge_adapter, base, [AdapterSpec(path=adapter)], base / "o").value
-    )
+    refused(CheckpointError, base, adapter, "not JSON")
 
 
 def test_pickles_and_code_are_refused(base: Path, adapter: Path) -> None:
@@ -267,7 +264,7 @@ def test_another_local_path_is_only_a_note(base: Path, adapter: Path, tmp_path: 
 
 def test_a_head_that_nobody_has_is_refused(tmp_path: Path) -> None:
     base = save_model(tmp_path / "base", "BertModel", bert_config())
-    adapter = save_adapter(tmp_path / "adapter", base, "BertModel", peft.LoraConfig(r=2, target_modules=["query"]))
+    adapter = save_adapter(tmp_path / "adapter", base, BERT, peft.LoraConfig(r=2, target_modules=["query"]))
     refused(CheckpointError, base, adapter, "neither the base nor an adapter has it", model_class=BERT)
 
 
@@ -280,7 +277,7 @@ def test_vocabulary_and_tokenizer_must_agree(base: Path, adapter: Path) -> None:
 
 def test_config_and_weights_of_two_models_are_refused(base: Path, adapter: Path) -> None:
     edit_json(base / "config.json", intermediate_size=48)
-    refused(CheckpointError, base, adapter, r"has shape \(64, 32\), its config.json says \(48, 32\)")
+    refused(CheckpointError, base, adapter, r"has shape \(32, 64\), its config.json says \(32, 48\)")
 
 
 def test_impossible_configurations_are_refused(base: Path, adapter: Path) -> None:
@@ -299,7 +296,7 @@ def test_requests_that_make_no_sense_are_refused(base: Path, adapter: Path, tmp_
     refused(UsageError, base, [AdapterSpec(path=adapter, weight=0)], "adapter weight 0")
     refused(UsageError, base, [AdapterSpec(path=adapter, weight=float("nan"))], "adapter weight nan")
     refused(UsageError, base, adapter, "dtype 'int8'", dtype="int8")
-    refused(UsageError, base, adapter, "2 labels given", labels=["a", "b"])
+    refused(UsageError, base, adapter, "3 labels given", labels=["a", "b", "c"])
     refused(CheckpointError, base, tmp_path / "nowhere", "no such adapter folder")
     with pytest.raises(UsageError, match="no such class"):
         merge_adapter(base, [AdapterSpec(path=adapter)], tmp_path / "out", model_class="AutoModelForNothing")

@@ -186,7 +186,7 @@ def test_an_encoder_without_a_head_is_not_a_classifier(minilm_folder: Path, tmp_
 
 def test_a_weight_of_another_shape_is_refused(classifier_folder: Path, classifier_task: Task, tmp_path: Path) -> None:
     folder = altered(classifier_folder, tmp_path / "ck", classifier__weight=np.zeros((5, 7), np.float32))
-    with pytest.raises(CheckpointError, match="classifier"):
+    with pytest.raises(CheckpointError, match=r"classifier\.weight has shape \[5, 7\].*\[5, 384\]"):
         export_onnx(folder, tmp_path / "out", task=classifier_task)
 
 
