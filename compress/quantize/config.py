@@ -86,7 +86,7 @@ class SmoothingConfig:
     """Channels that peak above this are scaled down to it, and their weights up: exact but for rounding."""
     float_threshold: float = 6.0
     """Channels that peak above this are multiplied in float, apart; infinity for none."""
-    max_float_channels: int = 8
+    max_float_channels: int = 4
     """At most so many of them for each activation."""
 
     def __post_init__(self) -> None:

@@ -85,18 +85,9 @@ class Builder:
         self._graph.insert_before(before, node)
         return node.outputs
 
-    def add_to(self, old: ir.Value, addend: ir.Value, *, name: str) -> None:
-        """Let all readers of a node's output read it plus `addend`."""
-        node = old.producer()
-        assert node is not None
-        total = ir.Value(name=self.name(f"{name}_out"))
-        add = ir.node("Add", [old, addend], outputs=[total], name=self.name(name))
-        if old.is_graph_output():
-            total.shape, total.type = old.shape, old.type
-            old.name, total.name = self.name(f"{old.name}_part"), old.name
-        old.replace_all_uses_with(total, replace_graph_outputs=True)
-        add.replace_input_with(0, old)
-        self._graph.insert_after(node, add)
+    def remove(self, node: ir.Node) -> None:
+        """Remove a node that nothing reads."""
+        self._graph.remove(node, safe=True)
 
     def replace(self, node: ir.Node, outputs: Sequence[ir.Value]) -> None:
         """Remove `node`; its readers read `outputs` instead. Graph outputs keep their names and types."""

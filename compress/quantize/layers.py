@@ -34,6 +34,8 @@ class Linear:
     """Of shape [K, N], however the weight is stored."""
     bias: ir.Value | None
     """The third input of a `Gemm`; the bias of a `MatMul` is an `Add` of its own."""
+    rescaled: bool = False
+    """The matrix is not the stored one: its rows make up for a scaled activation."""
     addend: ir.Value | None = None
     """A float part of the result, computed elsewhere; to be added after the bias."""
 

@@ -16,19 +16,28 @@ from compress.quantize.result import QuantizedNode
 __all__ = ["DynamicLinearRewriter", "StaticLinearRewriter"]
 
 
-def _finish_(builder: Builder, layer: Linear, result: ir.Value) -> None:
-    """Put `result`, with bias and addend, in the place of the layer."""
+def _finish_(builder: Builder, layer: Linear, result: ir.Value, *, sum_operator: str) -> None:
+    """Put `result`, with bias and addend, in the place of the layer.
+
+    Args:
+        builder: Of the graph.
+        layer: What is replaced; when it is a `MatMul`, an `Add` after it may be its bias.
+        result: The product.
+        sum_operator: `Add`, which ONNX Runtime fuses with its neighbours, or `Sum`, which it does not.
+    """
     node, name = layer.node, layer.node.name or "linear"
-    if layer.bias is not None:
-        [result] = builder.node("Add", [result, layer.bias], name=f"{name}_bias", before=node)
+    reader = only_consumer(node.outputs[0])
+    bias = layer.bias
+    if bias is None and reader is not None and reader.op_type == "Add":
+        bias = next((value for value in reader.inputs if is_constant(value)), None)
+        node = node if bias is None else reader
+    # A node stands in front of its reader; what is added must too, so all goes in front of the later one.
+    terms = [value for value in (bias, layer.addend) if value is not None]
+    for term in terms:
+        [result] = builder.node(sum_operator, [result, term], name=f"{name}_{sum_operator}", before=node)
     builder.replace(node, [result])
-    if layer.addend is None:
-        return
-    # The bias of a MatMul follows it: the addend comes after, or the two would not be fused.
-    reader = only_consumer(result)
-    if reader is not None and reader.op_type == "Add" and any(is_constant(value) for value in reader.inputs):
-        [result] = reader.outputs
-    builder.add_to(result, layer.addend, name=f"{name}_outliers")
+    if node is not layer.node:
+        builder.remove(layer.node)
 
 
 class _Weights:
@@ -37,12 +46,12 @@ class _Weights:
     def __init__(self, builder: Builder, config: DynamicInt8Config | StaticInt8Config) -> None:
         self._builder = builder
         self._config = config
-        self._written: dict[tuple[ir.Value, bool], tuple[ir.Value, ir.Value, ir.Value, float]] = {}
+        self._written: dict[tuple[ir.Value, bool, ir.Value | None], tuple[ir.Value, ir.Value, ir.Value, float]] = {}
 
     def write(self, layer: Linear) -> tuple[ir.Value, ir.Value, ir.Value, float]:
         """Return codes [K, N], scale [N], zero point [N], and the relative error."""
         transposed = bool(layer.node.attributes.get_int("transB", 0)) if layer.node.op_type == "Gemm" else False
-        key = layer.weight, transposed
+        key = layer.weight, transposed, layer.activation if layer.rescaled else None
         if key not in self._written:
             name = layer.weight.name or "weight"
             unsigned = self._config.weight_type is WeightType.UINT8
@@ -83,7 +92,7 @@ class DynamicLinearRewriter:
         [floats] = make("Cast", [product], name=f"{name}_cast", before=node, attributes=to_float)
         [step] = make("Mul", [x_scale, scale], name=f"{name}_step", before=node)
         [result] = make("Mul", [floats, step], name=f"{name}_scaled", before=node)
-        _finish_(self._builder, layer, result)
+        _finish_(self._builder, layer, result, sum_operator="Add")
         return QuantizedNode(name, node.op_type, layer.weight.name or "", layer.matrix.shape, error)
 
     def _quantized(self, layer: Linear) -> tuple[ir.Value, ir.Value, ir.Value]:
@@ -123,7 +132,8 @@ class StaticLinearRewriter:
             )
         inputs = [self._quantized(layer), self._matrices[codes]]
         [result] = make("MatMul", inputs, name=f"{name}_quantized", before=node)
-        _finish_(self._builder, layer, result)
+        # Sum: as Add the bias would be fused with a GELU after it, which is slower, or hide the product in a Gemm.
+        _finish_(self._builder, layer, result, sum_operator="Sum")
         return QuantizedNode(name, node.op_type, layer.weight.name or "", layer.matrix.shape, error)
 
     def _quantized(self, layer: Linear) -> ir.Value:

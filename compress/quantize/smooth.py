@@ -119,6 +119,8 @@ def _copy(builder: Builder, layer: Linear, peaks_K: NDArray[np.float32], config:
 
 
 def _read_copy(builder: Builder, layer: Linear, copy: _Copy) -> Linear:
+    if copy.scaled is layer.activation:
+        return layer
     factors = np.where(np.isinf(copy.divisors), 0, copy.divisors).astype(np.float32)
     matrix_KN = layer.matrix * factors[:, np.newaxis]
     addend = None
@@ -126,7 +128,7 @@ def _read_copy(builder: Builder, layer: Linear, copy: _Copy) -> Linear:
         rows = builder.constant(f"{layer.weight.name}_outlier_rows", layer.matrix[copy.outliers])  # [M, N]
         name = f"{layer.node.name}_outlier_product"
         [addend] = builder.node("MatMul", [copy.apart, rows], name=name, before=layer.node)
-    return replace(layer, activation=copy.scaled, matrix=matrix_KN, addend=addend)
+    return replace(layer, activation=copy.scaled, matrix=matrix_KN, rescaled=True, addend=addend)
 
 
 def fold_scales_(builder: Builder, graph: ir.Graph) -> int:

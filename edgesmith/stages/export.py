@@ -14,7 +14,7 @@ from edgesmith.recipe import OptimizeFor
 from edgesmith.stages.base import Stage
 from edgesmith.stages.rows import Rows
 from edgesmith.stages.side_files import carry_files, close_graph
-from edgesmith.tasks import load_task
+from edgesmith.tasks import TextTask, load_task
 
 __all__ = ["ExportStage"]
 
@@ -55,9 +55,12 @@ class ExportStage(Stage):
     def make(self, folder: Path, progress: Progress) -> Artifact:
         """Export, copy the side files, make golden vectors."""
         from export.to_onnx import export_onnx
+        from export.tokenizer_parity import check_tokenizer
 
         task = load_task(self.checkpoint.folder, self.task, max_length=self.max_length, columns=self.rows.columns)
         examples = self.rows.read(task)
+        if isinstance(task, TextTask):
+            check_tokenizer(self.checkpoint.folder, task.encoder, task.sequences(examples))
         result = export_onnx(
             self.checkpoint.path,
             folder,

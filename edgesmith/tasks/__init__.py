@@ -12,6 +12,7 @@ from edgesmith.tasks.feature_extraction import FeatureExtraction
 from edgesmith.tasks.folder import read_json_object
 from edgesmith.tasks.suggest import nearest
 from edgesmith.tasks.text_classification import TextClassification
+from edgesmith.tasks.text_task import TextTask
 
 __all__ = [
     "TASKS",
@@ -22,6 +23,7 @@ __all__ = [
     "Task",
     "TaskInput",
     "TextClassification",
+    "TextTask",
     "get_task",
     "guess_task",
     "load_task",

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from edgesmith.data import Row
 from edgesmith.errors import ArtifactError, DataError
 from edgesmith.tasks import scoring
-from edgesmith.tasks.base import Arrays, Example, Metric, Prediction, Task, TaskInput, as_example
+from edgesmith.tasks.base import Arrays, Example, Metric, Prediction, TaskInput, as_example
 from edgesmith.tasks.columns import read_number, read_text
 from edgesmith.tasks.folder import checked_columns, read_task_json
 from edgesmith.tasks.pooling import POOLINGS, Pooling, normalize_rows, pooling_of
+from edgesmith.tasks.text_task import TextTask
 from edgesmith.tasks.tokenization import TextEncoder, TextSettings
 
 __all__ = ["FeatureExtraction"]
@@ -55,7 +56,7 @@ def _metric(
     )
 
 
-class FeatureExtraction(Task):
+class FeatureExtraction(TextTask):
     """One vector for each text; two texts are compared by their cosine."""
 
     name: ClassVar[str] = "feature-extraction"
@@ -99,16 +100,6 @@ class FeatureExtraction(Task):
         encoder = TextEncoder.load(folder, max_length=max_length, settings=settings)
         return cls(encoder, cast(Pooling, named), normalize=normalize, columns=columns)
 
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """Names of the arrays that `encode` returns, in the model's order."""
-        return self.encoder.settings.input_names
-
-    @property
-    def max_length(self) -> int | None:
-        """Longest sequence in tokens; None if the model has no limit."""
-        return self.encoder.settings.max_length
-
     def runtime_config(self) -> dict[str, Any]:
         """The content of an artifact's `task.json`."""
         return {
@@ -132,15 +123,15 @@ class FeatureExtraction(Task):
         target = read_number(row, score_column, "score") if labelled else None
         return Example(text, pair, target, row.line)
 
-    def encode(self, examples: Sequence[TaskInput]) -> dict[str, NDArray[np.int64]]:
-        """Turn examples into model inputs; the texts of a pair are two rows, one after the other."""
+    def sequences(self, examples: Sequence[TaskInput]) -> list[tuple[str, str | None]]:
+        """The texts; those of a pair are two rows, one after the other."""
         texts: list[tuple[str, str | None]] = []
         for given in examples:
             example = as_example(given)
             texts.append((example.text, None))
             if example.text_pair is not None:
                 texts.append((example.text_pair, None))
-        return self.encoder.encode(texts)
+        return texts
 
     def vectors(self, outputs: Arrays, arrays: Arrays) -> NDArray[np.float32]:
         """The embeddings, float32 of shape [rows, hidden], normalised if the model's folder says so."""

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from edgesmith.data import Row
 from edgesmith.errors import ArtifactError, DataError, UnsupportedError
 from edgesmith.tasks import scoring
-from edgesmith.tasks.base import Arrays, Example, Metric, Prediction, Task, TaskInput, as_example
+from edgesmith.tasks.base import Arrays, Example, Metric, Prediction, TaskInput, as_example
 from edgesmith.tasks.columns import read_text
 from edgesmith.tasks.folder import checked_columns, read_json_object, read_task_json
 from edgesmith.tasks.suggest import nearest
+from edgesmith.tasks.text_task import TextTask
 from edgesmith.tasks.tokenization import TextEncoder, TextSettings
 
 __all__ = ["TextClassification"]
@@ -50,7 +51,7 @@ def _over_codes(
     return lambda predictions, examples: kernel(*_codes(predictions, examples))
 
 
-class TextClassification(Task):
+class TextClassification(TextTask):
     """One of a fixed set of labels for each text."""
 
     name: ClassVar[str] = "text-classification"
@@ -89,16 +90,6 @@ class TextClassification(Task):
             raise ArtifactError(f"{folder / 'task.json'}: `labels` is not a list of names")
         settings = TextSettings.from_json(stored.get("text"), folder / "task.json")
         return cls(TextEncoder.load(folder, max_length=max_length, settings=settings), labels, columns)
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """Names of the arrays that `encode` returns, in the model's order."""
-        return self.encoder.settings.input_names
-
-    @property
-    def max_length(self) -> int | None:
-        """Longest sequence in tokens; None if the model has no limit."""
-        return self.encoder.settings.max_length
 
     def runtime_config(self) -> dict[str, Any]:
         """The content of an artifact's `task.json`."""
@@ -154,10 +145,9 @@ class TextClassification(Task):
             )
         return index
 
-    def encode(self, examples: Sequence[TaskInput]) -> dict[str, NDArray[np.int64]]:
-        """Turn examples into model inputs; see `Task.encode`."""
-        given = [as_example(one) for one in examples]
-        return self.encoder.encode([(one.text, one.text_pair) for one in given])
+    def sequences(self, examples: Sequence[TaskInput]) -> list[tuple[str, str | None]]:
+        """The texts, each with its pair."""
+        return [(one.text, one.text_pair) for one in map(as_example, examples)]
 
     def vectors(self, outputs: Arrays, arrays: Arrays) -> NDArray[np.float32]:
         """The logits, float32 of shape [batch, num_labels]."""

@@ -139,7 +139,7 @@ def test_junit_counts_and_reasons_are_those_of_the_verdicts(data: ReportData, tm
     }
     reasons = {one.gate: one.reason for one in data.verdicts}
     assert cases["size.max_mb"].attrib["message"] == reasons["size.max_mb"]
-    assert cases["latency"].attrib["message"] == f"INCONCLUSIVE: {reasons['latency']}"
+    assert cases["latency"].attrib["message"] == reasons["latency"]
     write_junit(tmp_path / "again.xml", data.verdicts, suite='news "int8" & more')
     assert path.read_bytes() == (tmp_path / "again.xml").read_bytes()
 
