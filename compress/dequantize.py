@@ -17,7 +17,7 @@ __all__ = ["dequantize_checkpoint"]
 
 
 def dequantize_checkpoint(checkpoint: Checkpoint, out: Path, quantization: str) -> Checkpoint:
-    """Load a quantized checkpoint whole, have transformers dequantize it, and save it in bfloat16 or float32.
+    """Load a quantized checkpoint whole, have transformers dequantize it, and save it in float32.
 
     Needs memory for the whole model, once quantized and once in floating point.
 
@@ -46,6 +46,7 @@ def dequantize_checkpoint(checkpoint: Checkpoint, out: Path, quantization: str) 
                 model = model.dequantize()
             if hasattr(model.config, "quantization_config"):
                 del model.config.quantization_config
+            model._weight_conversions = None  # else saving would turn them back into what was loaded
             model.to(torch.float32).save_pretrained(str(out))
             del model
             gc.collect()

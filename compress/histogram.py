@@ -91,10 +91,11 @@ def channel_peaks(values: NDArray[np.floating], seen: NDArray[np.float32] | None
 
 def _power_above(value: float) -> float:
     """Return the smallest power of two above `value`."""
-    return max(float(2.0 ** np.frexp(value)[1]), _SMALLEST_LIMIT)
+    return max(float(2.0 ** np.frexp(value)[1]), _SMALLEST_LIMIT) if value else _SMALLEST_LIMIT
 
 
 def _widen(counts: NDArray[np.int64], times: int) -> NDArray[np.int64]:
+    # After as many doublings as there are bits all is in the two middle bins, and stays there.
     for _ in range(min(times, NUM_BINS.bit_length())):
         merged = np.zeros_like(counts)
         merged[NUM_BINS // 4 : 3 * NUM_BINS // 4] = counts.reshape(-1, 2).sum(axis=1)

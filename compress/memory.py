@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["PeakMemory"]
+__all__ = ["PeakMemory", "release_free_memory"]
 
 
 class PeakMemory:
@@ -32,6 +33,16 @@ class PeakMemory:
     def added_bytes(self) -> int:
         """Peak above what was resident at the creation."""
         return max(0, self.peak_bytes - self.start_bytes)
+
+
+def release_free_memory() -> None:
+    """Give memory that is free back to the system.
+
+    The C library keeps what was freed in pieces, and tensors of many sizes leave many pieces: without this, a
+    model that is handled one tensor at a time still grows to its own size.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _status_bytes(key: str) -> int:

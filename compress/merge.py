@@ -95,11 +95,12 @@ def merge_adapter(
     with storage_errors(out):
         temporary.mkdir(parents=True)
     try:
-        checkpoint, notes = _open_base(base, temporary, dequantize=dequantize)
+        original = open_checkpoint(base)
+        checkpoint, notes = _in_floating_point(original, temporary, dequantize=dequantize)
         opened = [open_adapter(spec) for spec in adapters]
         check_combination(opened)
         for adapter in opened:
-            notes += check_recorded_base(adapter, checkpoint, allow_other_base=allow_other_base)
+            notes += check_recorded_base(adapter, original, allow_other_base=allow_other_base)
         weights = MergedWeights(checkpoint, opened, model_class=model_class, dtype=_DTYPE_NAMES.get(dtype or ""))
         weights.write(temporary, max_shard_bytes, progress)
         config, config_notes = merged_config(checkpoint, opened, weights, dtype=dtype, labels=labels)
@@ -143,14 +144,13 @@ def _check_request(adapters: Sequence[AdapterSpec], out: Path, dtype: str | None
             raise UsageError(f"{out}: exists and is not empty", mend="Give a new folder.")
 
 
-def _open_base(base: Path, temporary: Path, *, dequantize: bool) -> tuple[Checkpoint, list[str]]:
-    checkpoint = open_checkpoint(base)
+def _in_floating_point(checkpoint: Checkpoint, temporary: Path, *, dequantize: bool) -> tuple[Checkpoint, list[str]]:
     quantization = quantization_of(checkpoint.config)
     if quantization is None:
         return checkpoint, []
     if not dequantize:
         raise MergeError(
-            f"{base}: the weights are quantized ({quantization}); merging into them would round the adapter away",
+            f"{checkpoint.folder}: the weights are quantized ({quantization}); merging into them would round the adapter away",
             mend="Merge into the full-precision base that was quantized; or, if there is none, ask for "
             "--dequantize, which computes floating-point weights from the quantized ones first.",
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,22 +13,21 @@ import torch
 from torch import Tensor
 
 from compress.adapter import Adapter
-from compress.carry import Fit, fit_to_adapters
-from compress.checkpoint import Checkpoint, CheckpointWriter
-from compress.graft import Graft, read_adapter_tensor
-from compress.skeleton import (
-    TORCH_DTYPES,
-    ParameterGroup,
-    ParameterMap,
-    build_skeleton,
-    load_config,
-    resolve_model_class,
-)
-from compress.tensor_file import DTYPE_BITS, count_nonfinite, nonfinite_error
-from edgesmith.errors import CheckpointError, MergeError, UnsupportedError
+from compress.carry import Fit
+from compress.checkpoint import Checkpoint
+from compress.checkpoint_writer import CheckpointWriter
+from compress.memory import release_free_memory
+from compress.merged_values import MergedValues, encode
+from compress.parameter_map import ParameterGroup
+from compress.skeleton import TORCH_DTYPES, build_skeleton, load_config, resolve_model_class
+from compress.tensor_file import count_nonfinite, nonfinite_error
+from compress.tensor_header import DTYPE_BITS
+from edgesmith.errors import UnsupportedError
 from edgesmith.progress import Progress
 
 __all__ = ["MergedWeights"]
+
+_RELEASE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +73,12 @@ class MergedWeights:
         config = load_config(checkpoint)
         task_types = [adapter.config.get("task_type") for adapter in adapters]
         found = resolve_model_class(config, requested=model_class, task_types=task_types)
-        self.fit: Fit = fit_to_adapters(config, build_skeleton(config, found), adapters)
-        skeleton = build_skeleton(self.fit.config, found)
+        self._values = MergedValues(checkpoint, adapters, config=config, model_class=found)
+        self._map = self._values.map
+        self.fit: Fit = self._values.fit
+        skeleton = self._values.skeleton
         self.architecture = type(skeleton).__name__
         self.num_embeddings: int | None = getattr(skeleton.get_input_embeddings(), "num_embeddings", None)
-        self._map = ParameterMap(checkpoint, skeleton)
-        self._grafts = [Graft(adapter, build_skeleton(self.fit.config, found)) for adapter in adapters]
-        self._check_claims()
-        self._merged: dict[str, Tensor] = {}
         self.untied = self._must_untie()
         self._ties = self._untied_ties(found) if self.untied else self._map.tied
         self._plan = self._make_plan()
@@ -125,6 +121,7 @@ class MergedWeights:
         specs = {name: (planned.dtype, planned.shape) for name, planned in self._plan.items()}
         writer = CheckpointWriter(folder, specs, max_shard_bytes=max_shard_bytes)
         written: set[str] = set()
+        since_release = 0
         try:
             with progress.bar("merge", self.size_bytes) as advance:
                 for name, planned in self._plan.items():
@@ -133,6 +130,10 @@ class MergedWeights:
                             writer.write(done, pieces)
                             written.add(done)
                             advance(self._plan[done].size_bytes)
+                            since_release += self._plan[done].size_bytes
+                    if since_release >= _RELEASE_BYTES:
+                        release_free_memory()
+                        since_release = 0
             writer.close()
         except BaseException:
             writer.abandon()
@@ -142,103 +143,34 @@ class MergedWeights:
         if planned.source is not None:
             yield name, self._copy(planned.source, planned.dtype)
         elif planned.parameter is not None:
-            yield name, [_encode(self._value(planned.parameter), planned.dtype, name)]
+            yield name, [encode(self._values.value(planned.parameter), planned.dtype, name)]
         elif planned.group is not None:
             for source, value in self._revert(planned.group).items():
-                yield source, [_encode(value, self._plan[source].dtype, source)]
+                yield source, [encode(value, self._plan[source].dtype, source)]
 
     def _copy(self, source: str, dtype: str) -> Iterator[memoryview]:
         entry = self._checkpoint.entries[source]
         if entry.dtype != dtype:
             raw = torch.frombuffer(self._checkpoint.read(source), dtype=TORCH_DTYPES[entry.dtype])
-            yield _encode(raw, dtype, source)
+            yield encode(raw, dtype, source)
             return
         for piece in self._checkpoint.chunks(source):
             if count := count_nonfinite(piece, dtype):
                 raise nonfinite_error(self._checkpoint.path_of(source), source, count, math.prod(entry.shape))
             yield piece
 
-    def _value(self, name: str, *, keep: bool = True) -> Tensor:
-        """Compute one parameter of the merged model, float32."""
-        for graft in self._grafts:
-            if name in graft.replaced:
-                return read_adapter_tensor(graft.adapter, graft.replaced[name])
-        grafts = [graft for graft in self._grafts if name in graft.edited]
-        if not grafts:
-            return self._base_value(name)
-        if name not in self._merged:
-            self._merged |= self._merge_module(name, grafts)
-        value = self._merged.pop(name)
-        if not keep:
-            self._merged.clear()
-        return value
-
-    def _merge_module(self, name: str, grafts: Sequence[Graft]) -> dict[str, Tensor]:
-        """Compute all parameters of the module that a parameter belongs to."""
-        if len(grafts) == 1 and grafts[0].adapter.weight == 1:
-            return grafts[0].merge(grafts[0].edited[name], self._base_value)
-        total: dict[str, Tensor] = {}
-        for graft in grafts:
-            for key, merged in graft.merge(graft.edited[name], self._base_value).items():
-                base = self._base_value(key)
-                delta = (merged - base) * graft.adapter.weight
-                total[key] = total.get(key, base) + delta
-        return total
-
-    def _base_value(self, name: str) -> Tensor:
-        """Read a parameter as it was when training began, float32."""
-        override = self._override_of(name)
-        if override is not None:
-            return read_adapter_tensor(override[0].adapter, override[1])
-        value = self._map.read(name)
-        if not torch.isfinite(value).all():
-            count = int((~torch.isfinite(value)).sum())
-            raise nonfinite_error(self._checkpoint.folder, name, count, value.numel())
-        return value
-
-    def _override_of(self, name: str) -> tuple[Graft, str] | None:
-        for alias in self._map.aliases(name):
-            for graft in self._grafts:
-                if alias in graft.overridden:
-                    return graft, graft.overridden[alias]
-        return None
-
-    def _is_touched(self, name: str) -> bool:
-        claimed = any(name in graft.edited or name in graft.replaced for graft in self._grafts)
-        return claimed or self._override_of(name) is not None
-
-    def _check_claims(self) -> None:
-        """A parameter that is replaced whole can be replaced by one adapter only, and not by a part of it."""
-        for graft in self._grafts:
-            whole = sorted({*graft.replaced, *graft.overridden})
-            if whole and graft.adapter.weight != 1:
-                raise MergeError(
-                    f"{graft.adapter.describe()}: weight {graft.adapter.weight:g}, but {whole[0]!r} was trained whole "
-                    "and has no delta to be scaled",
-                    mend="Give this adapter weight 1, or train it without modules_to_save.",
-                )
-            for other in self._grafts:
-                claimed = {*other.replaced, *other.overridden, *other.edited}
-                if other is not graft and (shared := [name for name in whole if name in claimed]):
-                    raise MergeError(
-                        f"{graft.adapter.describe()} and {other.adapter.describe()} both change {shared[0]!r}, "
-                        "and at least one of them was trained with it whole",
-                        mend="Merge one of them only, or train one of them without modules_to_save.",
-                    )
-
     def _must_untie(self) -> bool:
         """Whether adapters make parameters differ that share their values in the base."""
         for source in sorted(set(self._map.tied.values())):
             names = self._map.aliases(source)
-            if any(self._is_touched(name) for name in names):
+            if any(self._values.is_touched(name) for name in names):
                 digests = {self._digest(name) for name in names}
                 if len(digests) > 1:
                     return True
         return False
 
     def _digest(self, name: str) -> bytes:
-        value = self._value(name, keep=False)
-        return hashlib.sha256(_encode(value, self._dtype_of(name), name)).digest()
+        return self._values.digest(name, self._dtype_of(name))
 
     def _untied_ties(self, model_class: type[Any]) -> dict[str, str]:
         """Ties that transformers keeps when the configuration says that embeddings are not tied."""
@@ -247,7 +179,9 @@ class MergedWeights:
             part.tie_word_embeddings = False
         ties: dict[str, str] = dict(build_skeleton(config, model_class).all_tied_weights_keys)
         for target, source in ties.items():
-            if (self._is_touched(target) or self._is_touched(source)) and self._digest(target) != self._digest(source):
+            if (self._values.is_touched(target) or self._values.is_touched(source)) and self._digest(
+                target
+            ) != self._digest(source):
                 raise UnsupportedError(
                     f"{self.architecture} always ties {target!r} to {source!r}, and the adapter makes them differ",
                     mend="Train with both targeted and ensure_weight_tying=True, or without them.",
@@ -263,21 +197,21 @@ class MergedWeights:
             plan |= self._plan_group(group)
         for name in self._map.shapes:
             if name not in self._map.group_of and name not in self._ties and name not in self._map.optional:
-                self._check_provided(name)
+                self._values.check_provided(name)
                 plan[self._map.save_name(name)] = _Planned(
                     dtype=self._dtype_of(name), shape=self._map.shapes[name], parameter=name
                 )
         return plan
 
     def _plan_group(self, group: ParameterGroup) -> dict[str, _Planned]:
-        touched = any(self._is_touched(name) for name in group.targets)
+        touched = any(self._values.is_touched(name) for name in group.targets)
         if touched and group.converter is None:
             name = group.targets[0]
-            self._check_provided(name)
+            self._values.check_provided(name)
             planned = _Planned(dtype=self._dtype_of(name), shape=self._map.shapes[name], parameter=name)
             return {self._save_name(group, name): planned}
         for name in group.targets:
-            self._check_provided(name)
+            self._values.check_provided(name)
         plan: dict[str, _Planned] = {}
         for source in group.sources:
             entry = self._checkpoint.entries[source]
@@ -293,35 +227,9 @@ class MergedWeights:
         same = self.architecture in (self._checkpoint.config.get("architectures") or [])
         return group.sources[0] if same else self._map.save_name(name)
 
-    def _check_provided(self, name: str) -> None:
-        """Every parameter needs a value of its shape: from the adapters, or else from the base."""
-        needed = self._map.shapes[name]
-        if any(name in graft.replaced for graft in self._grafts) or self._override_of(name) is not None:
-            return  # shapes were checked when the adapter was grafted
-        found = self._map.base_shape(name)
-        if found == needed:
-            return
-        if found is None:
-            raise CheckpointError(
-                f"{self._checkpoint.folder}: {self.architecture} needs {name!r}, and neither the base nor an adapter "
-                "has it; it would be random",
-                mend="Give the base with this head, or an adapter that was trained with it in modules_to_save; or "
-                "choose the model class that the base really has.",
-            )
-        if self.fit.vocab_size is not None and needed[:1] == (self.fit.vocab_size,):
-            raise MergeError(
-                f"the adapter was trained with a vocabulary of {self.fit.vocab_size}; {name!r} has shape {found} in "
-                f"the base, needed is {needed}, and the adapter does not bring it",
-                mend="Save the adapter with save_embedding_layers=True.",
-            )
-        raise CheckpointError(
-            f"{self._checkpoint.folder}: {name!r} has shape {found}, its config.json says {needed}",
-            mend="config.json and weights are of two models: copy the checkpoint again.",
-        )
-
     def _revert(self, group: ParameterGroup) -> dict[str, Tensor]:
         """Turn merged parameters back into the tensors of the base that they are made of."""
-        reverted = self._map.revert({name: self._value(name) for name in group.targets})
+        reverted = self._map.revert({name: self._values.value(name) for name in group.targets})
         result: dict[str, Tensor] = {}
         for source in group.sources:
             names = [name for name in reverted if source == name or source.endswith(f".{name}")]
@@ -341,15 +249,3 @@ class MergedWeights:
         more = ", …" if len(unused) > 3 else ""
         named = ", ".join(unused[:3])
         return [f"base: {len(unused)} tensors are no part of {self.architecture} and are left out ({named}{more})"]
-
-
-def _encode(value: Tensor, dtype: str, name: str) -> memoryview:
-    """Round to the type in which a tensor is stored; what does not fit must not become infinite."""
-    rounded = value.detach().to(TORCH_DTYPES[dtype]).contiguous().reshape(-1)
-    data = rounded.view(torch.uint8).numpy().data
-    if count := count_nonfinite(data, dtype):
-        raise MergeError(
-            f"merged tensor {name!r} holds {count} values that {dtype} cannot represent",
-            mend="Save in a wider type, e.g. float32 or bfloat16.",
-        )
-    return data

@@ -23,7 +23,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from compress.adapter import Adapter, AdapterSpec, check_combination, open_adapter
 from compress.carry import fit_to_adapters
-from compress.checkpoint import open_checkpoint
+from compress.checkpoint import Checkpoint, open_checkpoint, quantization_of
+from compress.dequantize import dequantize_checkpoint
 from compress.memory import PeakMemory
 from compress.merge import merge_adapter
 from compress.skeleton import TORCH_DTYPES, build_skeleton, load_config, quiet_transformers
@@ -33,7 +34,7 @@ from edgesmith.progress import SILENT, Progress
 __all__ = ["MergeVerification", "verify_merge"]
 
 Batch = Mapping[str, NDArray[Any]]
-Outputs = dict[str, NDArray[np.float32]]
+Outputs = dict[str, NDArray[np.floating[Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +42,14 @@ class MergeVerification:
     """How far a merged checkpoint is from its base and adapters."""
 
     max_abs_diff: float
-    """Largest absolute difference of any output when all weights are kept in float32."""
+    """Largest absolute difference of any output when all weights and all arithmetic are float32."""
+    max_abs_diff_float64: float | None
+    """The same with float64 arithmetic; only computed, and then judged, when float32 exceeds the tolerance: large
+    outputs alone make two equal models differ by the rounding of float32."""
     mean_abs_diff: float
     """Mean absolute difference of all outputs, in float32."""
     tolerance: float
-    """What `max_abs_diff` had to stay within."""
+    """What the difference had to stay within."""
     max_abs_diff_saved: float
     """Largest difference of the checkpoint as it was saved. Equal to `max_abs_diff` when saved in float32."""
     saved_tolerance: float
@@ -79,7 +83,7 @@ def verify_merge(
     saved is compared too, within what its type can explain.
 
     Args:
-        base: What `merge_adapter` was given; not quantized.
+        base: What `merge_adapter` was given; a quantized one is dequantized again.
         adapters: What `merge_adapter` was given.
         merged: What `merge_adapter` wrote.
         inputs: Batches of real rows, as the tokenizer made them: name → array, e.g. input_ids [B, S] int64.
@@ -99,23 +103,30 @@ def verify_merge(
     checkpoint = open_checkpoint(merged)
     opened = [open_adapter(spec) for spec in adapters]
     check_combination(opened)
-    config = load_config(checkpoint)
-    model_class = getattr(transformers, (config.architectures or [""])[0])
-    expected = _run_reference(base, opened, model_class, config, inputs, progress)
-    gc.collect()  # a model is full of cycles, and the next one is about to be loaded
-    saved = _run_folder(merged, model_class, inputs, progress)
-    if checkpoint.dtype == "F32":
-        exact = saved
-    else:
-        exact = _run_in_float32(base, adapters, model_class, inputs, scratch, progress)
+    with tempfile.TemporaryDirectory(dir=scratch, prefix="verify-merge-") as folder:
+        floating = _in_floating_point(base, Path(folder) / "base")
+        sides = _Sides(floating, opened, merged, checkpoint, inputs, progress)
+        exact = merged
+        if checkpoint.dtype != "F32":
+            exact = Path(folder) / "merged"
+            _merge_in_float32(floating, adapters, exact, sides.model_class)
+        expected = sides.run_reference(torch.float32)
+        found = sides.run_folder(exact, torch.float32)
+        saved = found if exact is merged else sides.run_folder(merged, torch.float32)
+        difference = _largest_difference(expected, found)
+        exact_difference = None
+        if difference > tolerance:
+            exact_difference = _largest_difference(
+                sides.run_reference(torch.float64), sides.run_folder(exact, torch.float64)
+            )
     scale = max(float(np.abs(value).max(initial=0.0)) for value in expected.values())
-    epsilon = torch.finfo(TORCH_DTYPES[checkpoint.dtype]).eps
     result = MergeVerification(
-        max_abs_diff=_largest_difference(expected, exact),
-        mean_abs_diff=_mean_difference(expected, exact),
+        max_abs_diff=difference,
+        max_abs_diff_float64=exact_difference,
+        mean_abs_diff=_mean_difference(expected, found),
         tolerance=tolerance,
         max_abs_diff_saved=_largest_difference(expected, saved),
-        saved_tolerance=max(tolerance, 16 * epsilon * scale),
+        saved_tolerance=max(tolerance, difference, 16 * torch.finfo(TORCH_DTYPES[checkpoint.dtype]).eps * scale),
         saved_dtype=checkpoint.dtype,
         max_abs_output=scale,
         num_rows=num_rows,
@@ -127,40 +138,82 @@ def verify_merge(
 
 
 def _judge(merged: Path, result: MergeVerification) -> None:
-    for difference, allowed, what in (
-        (result.max_abs_diff, result.tolerance, "in float32"),
+    difference, arithmetic = result.max_abs_diff, "float32"
+    if result.max_abs_diff_float64 is not None:
+        difference, arithmetic = result.max_abs_diff_float64, "float64"
+    for found, allowed, what in (
+        (difference, result.tolerance, f"computed in {arithmetic}"),
         (result.max_abs_diff_saved, result.saved_tolerance, f"as saved in {result.saved_dtype}"),
     ):
-        if not difference <= allowed:
+        if not found <= allowed:
             raise VerificationError(
-                f"{merged}: differs from base + adapter by {difference:.3g} {what} on {result.num_rows} rows, allowed "
+                f"{merged}: differs from base + adapter by {found:.3g} {what} on {result.num_rows} rows, allowed "
                 f"is {allowed:.3g} (largest output {result.max_abs_output:.3g})",
                 mend="Do not use this checkpoint. Merge again; if it stays, the adapter was trained on another base "
                 "or its kind does not merge exactly here.",
             )
 
 
-def _run_reference(
-    base: Path,
-    adapters: Sequence[Adapter],
-    model_class: type[Any],
-    merged_config: Any,
-    inputs: Sequence[Batch],
-    progress: Progress,
-) -> Outputs:
+def _merge_in_float32(base: Path, adapters: Sequence[AdapterSpec], out: Path, model_class: type[Any]) -> None:
+    merge_adapter(base, adapters, out, model_class=model_class.__name__, dtype="float32", allow_other_base=True)
+
+
+def _in_floating_point(base: Path, out: Path) -> Path:
     checkpoint = open_checkpoint(base)
-    config = load_config(checkpoint)
-    fit = fit_to_adapters(config, build_skeleton(config, model_class), adapters)
-    if fit.num_labels is not None:
-        config.num_labels = fit.num_labels
-    config.problem_type = getattr(merged_config, "problem_type", None)
-    with warnings.catch_warnings(), quiet_transformers():
-        warnings.simplefilter("ignore")
-        model = _load(base, model_class, config=config)
-        if fit.vocab_size is not None:
-            model.resize_token_embeddings(fit.vocab_size, mean_resizing=False)
-        model = _attach(model, adapters)
-    return _run(model, inputs, "base + adapter", progress)
+    quantization = quantization_of(checkpoint.config)
+    return dequantize_checkpoint(checkpoint, out, quantization).folder if quantization else base
+
+
+class _Sides:
+    """The two things to compare, each loaded, run and dropped again on demand."""
+
+    def __init__(
+        self,
+        base: Path,
+        adapters: Sequence[Adapter],
+        merged: Path,
+        checkpoint: Checkpoint,
+        inputs: Sequence[Batch],
+        progress: Progress,
+    ) -> None:
+        self._base = base
+        self._adapters = adapters
+        self._inputs = inputs
+        self._progress = progress
+        self._merged_config = load_config(checkpoint)
+        architecture = (self._merged_config.architectures or [""])[0]
+        found = getattr(transformers, architecture, None) if architecture.isidentifier() else None
+        if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
+            raise CheckpointError(f"{merged / 'config.json'}: architectures name no class of transformers")
+        self.model_class: type[Any] = found
+
+    def run_reference(self, dtype: torch.dtype) -> Outputs:
+        """Run the base with the adapters beside it."""
+        config = load_config(open_checkpoint(self._base))
+        fit = fit_to_adapters(config, build_skeleton(config, self.model_class), self._adapters)
+        if fit.num_labels is not None:
+            config.num_labels = fit.num_labels
+        config.problem_type = getattr(self._merged_config, "problem_type", None)
+        with warnings.catch_warnings(), quiet_transformers():
+            warnings.simplefilter("ignore")
+            model = _load(self._base, self.model_class, dtype, config=config)
+            if fit.vocab_size is not None:
+                model.resize_token_embeddings(fit.vocab_size, mean_resizing=False)
+            model = _attach(model, self._adapters).to(dtype)
+        outputs = _run(model, self._inputs, "base + adapter", self._progress)
+        del model
+        gc.collect()  # a model is full of cycles, and the next one is about to be loaded
+        return outputs
+
+    def run_folder(self, folder: Path, dtype: torch.dtype) -> Outputs:
+        """Run a merged checkpoint."""
+        with warnings.catch_warnings(), quiet_transformers():
+            warnings.simplefilter("ignore")
+            model, info = _load(folder, self.model_class, dtype, output_loading_info=True)
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if info[problem]:
+                raise CheckpointError(f"{folder}: loading it reports {problem}: {sorted(info[problem])[:3]}")
+        return _run(model, self._inputs, "merged", self._progress)
 
 
 def _attach(model: Any, adapters: Sequence[Adapter]) -> Any:
@@ -178,42 +231,14 @@ def _attach(model: Any, adapters: Sequence[Adapter]) -> Any:
     return attached
 
 
-def _run_folder(folder: Path, model_class: type[Any], inputs: Sequence[Batch], progress: Progress) -> Outputs:
-    with warnings.catch_warnings(), quiet_transformers():
-        warnings.simplefilter("ignore")
-        model, info = _load(folder, model_class, output_loading_info=True)
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[problem]:
-            raise CheckpointError(f"{folder}: loading it reports {problem}: {sorted(info[problem])[:3]}")
-    return _run(model, inputs, "merged", progress)
-
-
-def _run_in_float32(
-    base: Path,
-    adapters: Sequence[AdapterSpec],
-    model_class: type[Any],
-    inputs: Sequence[Batch],
-    scratch: Path | None,
-    progress: Progress,
-) -> Outputs:
-    with tempfile.TemporaryDirectory(dir=scratch, prefix="merge-float32-") as folder:
-        out = Path(folder) / "merged"
-        merge_adapter(
-            base, adapters, out, model_class=model_class.__name__, dtype="float32", allow_other_base=True
-        )  # fmt: skip
-        return _run_folder(out, model_class, inputs, progress)
-
-
-def _load(folder: Path, model_class: type[Any], **options: Any) -> Any:
-    return model_class.from_pretrained(
-        str(folder), dtype=torch.float32, local_files_only=True, use_safetensors=True, **options
-    )
+def _load(folder: Path, model_class: type[Any], dtype: torch.dtype, **options: Any) -> Any:
+    return model_class.from_pretrained(str(folder), dtype=dtype, local_files_only=True, use_safetensors=True, **options)
 
 
 def _run(model: Any, inputs: Sequence[Batch], description: str, progress: Progress) -> Outputs:
     """Run all batches; padding makes their lengths differ, so outputs are kept flat."""
     model.eval()
-    collected: dict[str, list[NDArray[np.float32]]] = {}
+    collected: dict[str, list[NDArray[np.floating[Any]]]] = {}
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for batch in progress.track(inputs, f"run {description}"):
@@ -221,7 +246,7 @@ def _run(model: Any, inputs: Sequence[Batch], description: str, progress: Progre
             outputs = model(**_with_decoder_start(model, tensors), return_dict=True)
             for name, value in outputs.items():
                 if isinstance(value, torch.Tensor) and value.is_floating_point():
-                    collected.setdefault(name, []).append(value.float().numpy().reshape(-1))
+                    collected.setdefault(name, []).append(value.numpy().reshape(-1))
     return {name: np.concatenate(values) for name, values in collected.items()}
 
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from bench.verdict import Verdict
     from compress.verify_merge import MergeVerification
     from edgesmith.artifact import Artifact
-    from edgesmith.pipeline import PlannedStep
     from edgesmith.release import Release
+    from edgesmith.walkers import PlannedStep
     from export.verify import Verification
 
 __all__ = [
@@ -65,9 +65,10 @@ def plan(recipe: Path, *, settings: Sequence[str] = (), store: Path | None = Non
         RecipeError: the recipe breaks the schema.
         UsageError: a file that it names is missing.
     """
-    from edgesmith.pipeline import Planner, walk
+    from edgesmith.pipeline import walk
     from edgesmith.recipe import load_recipe
     from edgesmith.store import Store, default_store_root
+    from edgesmith.walkers import Planner
 
     planner = Planner(store=Store(store or default_store_root()))
     walk(load_recipe(recipe, settings), recipe.parent, planner)

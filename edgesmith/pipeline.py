@@ -1,24 +1,25 @@
-"""A recipe's steps: one walk over them plans, and the same walk runs."""
+"""A recipe's steps, in their order: one walk over them plans, and the same walk runs."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
 
 from edgesmith.artifact import Artifact, open_artifact
 from edgesmith.errors import UsageError
 from edgesmith.hub import locate_checkpoint
-from edgesmith.progress import Progress
 from edgesmith.recipe import Recipe, Target
-from edgesmith.stages.base import Stage
+from edgesmith.stages.export import ExportStage
+from edgesmith.stages.measure import CompareStage, EvalStage, LatencyStage
+from edgesmith.stages.merge import MergeStage, ProveMergeStage
+from edgesmith.stages.quantize import QuantizeStage
 from edgesmith.stages.rows import Rows
-from edgesmith.store import Store
+from edgesmith.stages.verify import VerifyStage
+from edgesmith.tasks import load_task
+from edgesmith.walkers import Walker
 
-__all__ = ["Made", "PlannedStep", "Planner", "Runner", "TargetResult", "TimedStep", "walk"]
+__all__ = ["Made", "TargetResult", "walk"]
 
 BASELINE_FP32 = "fp32"
 NUM_VERIFIED = 64
@@ -50,15 +51,6 @@ class Made:
     targets: tuple[TargetResult, ...]
 
 
-class Walker(Protocol):
-    """Decides what happens at each step."""
-
-    def step(
-        self, name: str, does: str, needs: Sequence[tuple[str, Artifact | None]], stage: Callable[[], Stage]
-    ) -> Artifact | None:
-        """Handle one step; `stage` may be called only when all that it needs is there."""
-
-
 def walk(recipe: Recipe, folder: Path, walker: Walker) -> Made:
     """Go through a recipe's steps in their order.
 
@@ -69,257 +61,170 @@ def walk(recipe: Recipe, folder: Path, walker: Walker) -> Made:
 
     Returns:
         What the walker gave for each step.
+
+    Raises:
+        UsageError: a file that the recipe names is missing.
+        DataError: a row does not fit the task; found before anything is exported.
     """
-    base = open_artifact(locate_checkpoint(recipe.model.base, folder), kinds=("checkpoint",))
-    eval_rows = Rows(path=folder / recipe.data.eval, seed=recipe.seed, columns=recipe.data.columns)
-    if eval_rows.path is not None and not eval_rows.path.is_file():
-        raise UsageError(f"{eval_rows.path}: no such data file", mend="data.eval is relative to the recipe's folder.")
-    few = Rows(path=eval_rows.path, num=NUM_VERIFIED, seed=recipe.seed, columns=recipe.data.columns)
-    checkpoint, proof = _merge(recipe, folder, base, few, walker) if recipe.steps else (base, None)
-    targets = tuple(
-        _target(name, target, recipe, folder, checkpoint, eval_rows, few, walker)
-        for name, target in recipe.targets.items()
-    )
-    return Made(checkpoint=checkpoint, merge_proof=proof, targets=targets)
+    return _Walk(recipe=recipe, folder=folder, walker=walker).go()
 
 
-def _merge(
-    recipe: Recipe, folder: Path, base: Artifact, rows: Rows, walker: Walker
-) -> tuple[Artifact | None, Artifact | None]:
-    """The merged checkpoint, and the proof that it equals base + adapters."""
-    from edgesmith.stages.merge import MergeStage, ProveMergeStage
+@dataclass(frozen=True, kw_only=True)
+class _Walk:
+    recipe: Recipe
+    folder: Path
+    walker: Walker
 
-    adapters = tuple((folder / adapter.path, adapter.weight) for adapter in recipe.model.adapter)
-    for path, _ in adapters:
-        if not path.is_dir():
-            raise UsageError(f"{path}: no such adapter folder", mend="model.adapter is relative to the recipe.")
-    stage = MergeStage(base=base, adapters=adapters, dequantize=recipe.steps[0].merge.dequantize)
-    names = " + ".join(path.name for path, _ in adapters)
-    merged = walker.step("merge", f"{base.path.name} + {names}", [("base", base)], lambda: stage)
-    proof = walker.step(
-        "merge: verify",
-        f"against base + adapter on {rows.num} real rows",
-        [("checkpoint", merged)],
-        lambda: ProveMergeStage(stage=stage, merged=_need(merged), rows=rows, task=recipe.task),
-    )
-    return merged, proof
+    def go(self) -> Made:
+        """Checkpoint first, then every target from it."""
+        base = open_artifact(locate_checkpoint(self.recipe.model.base, self.folder), kinds=("checkpoint",))
+        checkpoint, proof = self._merge(base) if self.recipe.steps else (base, None)
+        self._check_rows(checkpoint)
+        targets = tuple(self._target(name, target, checkpoint) for name, target in self.recipe.targets.items())
+        return Made(checkpoint=checkpoint, merge_proof=proof, targets=targets)
 
+    @cached_property
+    def _all_rows(self) -> Rows:
+        return self._rows(self.recipe.data.eval, None, "data.eval")
 
-def _target(
-    name: str,
-    target: Target,
-    recipe: Recipe,
-    folder: Path,
-    checkpoint: Artifact | None,
-    eval_rows: Rows,
-    few: Rows,
-    walker: Walker,
-) -> TargetResult:
-    fp32 = _export(name, target, recipe.task, checkpoint, few, walker)
-    artifact = _quantize(name, target, recipe, folder, fp32, few, walker) if target.quantize else fp32
-    verification = _verify(name, recipe, checkpoint, artifact, few, walker)
-    own_baseline = recipe.baseline == BASELINE_FP32
-    baseline = fp32 if own_baseline else open_artifact(folder / recipe.baseline, kinds=("onnx",))
-    threads = recipe.measure.threads
-    timed = Rows(path=eval_rows.path, num=NUM_TIMED, seed=recipe.seed, columns=eval_rows.columns)
+    @cached_property
+    def _few_rows(self) -> Rows:
+        return self._rows(self.recipe.data.eval, NUM_VERIFIED, "data.eval")
 
-    def evaluate(which: Artifact) -> Stage:
-        from edgesmith.stages.measure import EvalStage
+    @cached_property
+    def _timed_rows(self) -> Rows:
+        return self._rows(self.recipe.data.eval, NUM_TIMED, "data.eval")
 
-        return EvalStage(artifact=which, rows=eval_rows)
+    @cached_property
+    def _calibration_rows(self) -> Rows | None:
+        given = self.recipe.data.calibration
+        return self._rows(given.path, given.num_samples, "data.calibration") if given else None
 
-    def latency(which: Artifact) -> Stage:
-        from edgesmith.stages.measure import LatencyStage
+    def _rows(self, path: str, num: int | None, key: str) -> Rows:
+        rows = Rows(path=self.folder / path, num=num, seed=self.recipe.seed, columns=self.recipe.data.columns)
+        if not (self.folder / path).is_file():
+            raise UsageError(f"{self.folder / path}: no such data file", mend=f"{key} is relative to the recipe.")
+        return rows
 
-        return LatencyStage(artifact=which, rows=timed, threads=threads, length=recipe.measure.length)
+    def _check_rows(self, checkpoint: Artifact | None) -> None:
+        """Read all rows once before the long steps, so that a bad one is found at once."""
+        if checkpoint is None:
+            return
+        task = load_task(checkpoint.folder, self.recipe.task, columns=self.recipe.data.columns)
+        self._all_rows.read(task, labelled=True)
+        if self._calibration_rows is not None:
+            self._calibration_rows.read(task)
 
-    def compare() -> Stage:
-        from edgesmith.stages.measure import CompareStage
+    def _merge(self, base: Artifact) -> tuple[Artifact | None, Artifact | None]:
+        """The merged checkpoint, and the proof that it equals base + adapters."""
+        adapters = tuple((self.folder / adapter.path, adapter.weight) for adapter in self.recipe.model.adapter)
+        for path, _ in adapters:
+            if not path.is_dir():
+                raise UsageError(f"{path}: no such adapter folder", mend="model.adapter is relative to the recipe.")
+        stage = MergeStage(base=base, adapters=adapters, dequantize=self.recipe.steps[0].merge.dequantize)
+        rows = self._few_rows
+        names = " + ".join(path.name for path, _ in adapters)
+        merged = self.walker.step("merge", f"{base.path.name} + {names}", [("base", base)], lambda: stage)
+        self._check_rows(merged)
+        proof = self.walker.step(
+            "merge: verify",
+            f"against base + adapter on {rows.num} real rows",
+            [("checkpoint", merged)],
+            lambda: ProveMergeStage(stage=stage, merged=_need(merged), rows=rows, task=self.recipe.task),
+        )
+        return merged, proof
 
-        assert artifact is not None
-        assert baseline is not None
-        return CompareStage(
-            artifact=artifact, baseline=baseline, rows=timed, threads=threads, length=recipe.measure.length
+    def _target(self, name: str, target: Target, checkpoint: Artifact | None) -> TargetResult:
+        fp32 = self._export(name, target, checkpoint)
+        artifact = self._quantize(name, target, fp32) if target.quantize else fp32
+        verification = self.walker.step(
+            f"{name}: verify",
+            f"against the checkpoint on {NUM_VERIFIED} real rows",
+            [("checkpoint", checkpoint), ("artifact", artifact)],
+            lambda: VerifyStage(
+                reference=_need(checkpoint), artifact=_need(artifact), rows=self._few_rows, task=self.recipe.task
+            ),
+        )
+        baseline = fp32
+        if self.recipe.baseline != BASELINE_FP32:
+            baseline = open_artifact(self.folder / self.recipe.baseline, kinds=("onnx",))
+        is_baseline = target.quantize is None and self.recipe.baseline == BASELINE_FP32
+        evaluation, latency = self._measure(name, "", artifact)
+        theirs = (evaluation, None) if is_baseline else self._measure(name, " baseline", baseline)
+        return TargetResult(
+            name=name,
+            artifact=artifact,
+            baseline=baseline,
+            verification=verification,
+            evaluation=evaluation,
+            baseline_evaluation=theirs[0],
+            latency=latency,
+            baseline_latency=theirs[1],
+            comparison=None if is_baseline else self._compare(name, artifact, baseline),
         )
 
-    data = eval_rows.path.name if eval_rows.path else ""
-    evaluation = walker.step(
-        f"{name}: eval", f"all of {data}", [("artifact", artifact)], lambda: evaluate(_need(artifact))
-    )
-    baseline_evaluation = evaluation
-    if target.quantize or not own_baseline:
-        baseline_evaluation = walker.step(
-            f"{name}: eval baseline", f"all of {data}", [("baseline", baseline)], lambda: evaluate(_need(baseline))
-        )
-    comparison = baseline_timing = None
-    single = f"single stream, {threads} thread(s)"
-    timing = walker.step(f"{name}: bench", single, [("artifact", artifact)], lambda: latency(_need(artifact)))
-    if target.quantize or not own_baseline:
-        baseline_timing = walker.step(
-            f"{name}: bench baseline", single, [("baseline", baseline)], lambda: latency(_need(baseline))
-        )
-        both = [("artifact", artifact), ("baseline", baseline)]
-        comparison = walker.step(f"{name}: compare speed", f"in turns, {threads} thread(s)", both, compare)
-    return TargetResult(
-        name=name,
-        artifact=artifact,
-        baseline=baseline,
-        verification=verification,
-        evaluation=evaluation,
-        baseline_evaluation=baseline_evaluation,
-        latency=timing,
-        baseline_latency=baseline_timing,
-        comparison=comparison,
-    )
-
-
-def _export(
-    name: str, target: Target, task: str, checkpoint: Artifact | None, rows: Rows, walker: Walker
-) -> Artifact | None:
-    def stage() -> Stage:
-        from edgesmith.stages.export import ExportStage
-
-        return ExportStage(
-            checkpoint=_need(checkpoint),
-            task=task,
-            rows=rows,
-            optimize_for=target.optimize_for,
-            opset=target.opset,
-            max_length=target.max_length,
+    def _export(self, name: str, target: Target, checkpoint: Artifact | None) -> Artifact | None:
+        return self.walker.step(
+            f"{name}: export",
+            f"ONNX fp32 for {target.optimize_for}",
+            [("checkpoint", checkpoint)],
+            lambda: ExportStage(
+                checkpoint=_need(checkpoint),
+                task=self.recipe.task,
+                rows=self._few_rows,
+                optimize_for=target.optimize_for,
+                opset=target.opset,
+                max_length=target.max_length,
+            ),
         )
 
-    return walker.step(f"{name}: export", f"ONNX fp32 for {target.optimize_for}", [("checkpoint", checkpoint)], stage)
-
-
-def _quantize(
-    name: str, target: Target, recipe: Recipe, folder: Path, fp32: Artifact | None, rows: Rows, walker: Walker
-) -> Artifact | None:
-    options = target.quantize
-    assert options is not None
-    calibration = None
-    if options.method == "static-int8":
-        assert recipe.data.calibration is not None
-        calibration = Rows(
-            path=folder / recipe.data.calibration.path,
-            num=recipe.data.calibration.num_samples,
-            seed=recipe.seed,
-            columns=recipe.data.columns,
+    def _quantize(self, name: str, target: Target, fp32: Artifact | None) -> Artifact | None:
+        method = target.quantize
+        assert method is not None
+        calibration = self._calibration_rows if method.method == "static-int8" else None
+        return self.walker.step(
+            f"{name}: quantize",
+            method.method + (f", {calibration.num} calibration rows" if calibration else ""),
+            [("fp32", fp32)],
+            lambda: QuantizeStage(source=_need(fp32), method=method, calibration=calibration, rows=self._few_rows),
         )
 
-    def stage() -> Stage:
-        from edgesmith.stages.quantize import QuantizeStage
+    def _measure(self, name: str, which: str, artifact: Artifact | None) -> tuple[Artifact | None, Artifact | None]:
+        """Accuracy on all rows, and the latency of single requests."""
+        measure = self.recipe.measure
+        evaluation = self.walker.step(
+            f"{name}: eval{which}",
+            f"all of {Path(self.recipe.data.eval).name}",
+            [("artifact", artifact)],
+            lambda: EvalStage(artifact=_need(artifact), rows=self._all_rows),
+        )
+        latency = self.walker.step(
+            f"{name}: bench{which}",
+            f"single stream, {measure.threads} thread(s)",
+            [("artifact", artifact)],
+            lambda: LatencyStage(
+                artifact=_need(artifact), rows=self._timed_rows, threads=measure.threads, length=measure.length
+            ),
+        )
+        return evaluation, latency
 
-        return QuantizeStage(source=_need(fp32), method=options, calibration=calibration, rows=rows)
-
-    detail = options.method + (f", {calibration.num} calibration rows" if calibration else "")
-    return walker.step(f"{name}: quantize", detail, [("fp32", fp32)], stage)
-
-
-def _verify(
-    name: str, recipe: Recipe, checkpoint: Artifact | None, artifact: Artifact | None, rows: Rows, walker: Walker
-) -> Artifact | None:
-    def stage() -> Stage:
-        from edgesmith.stages.verify import VerifyStage
-
-        return VerifyStage(reference=_need(checkpoint), artifact=_need(artifact), rows=rows, task=recipe.task)
-
-    needs = [("checkpoint", checkpoint), ("artifact", artifact)]
-    return walker.step(f"{name}: verify", f"against the checkpoint on {rows.num} real rows", needs, stage)
+    def _compare(self, name: str, artifact: Artifact | None, baseline: Artifact | None) -> Artifact | None:
+        measure = self.recipe.measure
+        return self.walker.step(
+            f"{name}: compare speed",
+            f"in turns with the baseline, {measure.threads} thread(s)",
+            [("artifact", artifact), ("baseline", baseline)],
+            lambda: CompareStage(
+                artifact=_need(artifact),
+                baseline=_need(baseline),
+                rows=self._timed_rows,
+                threads=measure.threads,
+                length=measure.length,
+            ),
+        )
 
 
 def _need(artifact: Artifact | None) -> Artifact:
     """A stage is asked for only when everything that it needs is there."""
     assert artifact is not None
     return artifact
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedStep:
-    """A step, and whether its result is in the store."""
-
-    name: str
-    does: str
-    state: str
-    """`cached`, or `to do`."""
-    needs: tuple[str, ...]
-    key: str | None
-    """In the store; None while something it needs is still to do."""
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return {
-            "name": self.name,
-            "does": self.does,
-            "state": self.state,
-            "needs": list(self.needs),
-            "key": self.key,
-        }
-
-
-@dataclass(kw_only=True)
-class Planner:
-    """Looks at what is in the store and does nothing."""
-
-    store: Store
-    steps: list[PlannedStep] = field(default_factory=list)
-
-    def step(
-        self, name: str, does: str, needs: Sequence[tuple[str, Artifact | None]], stage: Callable[[], Stage]
-    ) -> Artifact | None:
-        """Say whether the step is done."""
-        key = stage().key if all(artifact is not None for _, artifact in needs) else None
-        found = self.store.find(key) if key else None
-        self.steps.append(
-            PlannedStep(
-                name=name,
-                does=does,
-                state="cached" if found else "to do",
-                needs=tuple(role for role, _ in needs),
-                key=key.digest if key else None,
-            )
-        )
-        return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class TimedStep:
-    """A step that was run or found."""
-
-    name: str
-    does: str
-    was_cached: bool
-    seconds: float
-    artifact: Artifact
-
-
-@dataclass(kw_only=True)
-class Runner:
-    """Does every step that is not in the store."""
-
-    store: Store
-    progress: Progress
-    steps: list[TimedStep] = field(default_factory=list)
-
-    def step(
-        self, name: str, does: str, needs: Sequence[tuple[str, Artifact | None]], stage: Callable[[], Stage]
-    ) -> Artifact | None:
-        """Find the step's result or make it."""
-        del needs  # a runner has made them all
-        work, start, was_cached = stage(), time.monotonic(), True
-
-        def make(folder: Path) -> Artifact:
-            nonlocal was_cached
-            was_cached = False
-            with self._told(name, does):
-                return work.make(folder, self.progress)
-
-        artifact = self.store.build(work.key, make)
-        self.steps.append(
-            TimedStep(name=name, does=does, was_cached=was_cached, seconds=time.monotonic() - start, artifact=artifact)
-        )
-        return artifact
-
-    @contextmanager
-    def _told(self, name: str, does: str) -> Iterator[None]:
-        self.progress.note(f"{name}: {does}")
-        yield

@@ -14,12 +14,13 @@ from edgesmith.artifact import MANIFEST, Artifact, open_artifact
 from edgesmith.errors import EdgesmithError, UsageError
 from edgesmith.evidence import BASELINE_FILE, evidence_of
 from edgesmith.files import atomic_write, copy_tree
-from edgesmith.pipeline import Made, Runner, TargetResult, TimedStep, walk
+from edgesmith.pipeline import Made, TargetResult, walk
 from edgesmith.progress import Progress
 from edgesmith.recipe import Recipe, load_recipe
 from edgesmith.stages.base import check_replaceable
 from edgesmith.store import Store, default_store_root
 from edgesmith.units import format_bytes
+from edgesmith.walkers import Runner, TimedStep
 
 if TYPE_CHECKING:
     from bench.gate import Evidence, Verdict

@@ -41,7 +41,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
     # The same arithmetic in another order: a few units in the last place for each of some dozen layers.
     "fp32": Tolerance(
         max_abs_scaled=1e-4,
-        relative_error=1e-4,
+        relative_error=3e-5,
         min_top1_agreement=1.0,
         tie=1e-4,
         max_mean_kl=1e-7,
@@ -60,13 +60,15 @@ TOLERANCES: Mapping[str, Tolerance] = {
         min_cosine=0.999,
         min_mean_cosine=0.9999,
     ),
-    # 8 bits: a sound encoder keeps a cosine of 0.99. Below 0.98 in one row, or 0.99 on average, a layer's
-    # range was chosen badly, as by min-max calibration over outliers.
+    # 8 bits: MiniLM keeps a cosine of 0.991 in its worst row with dynamic ranges and of 0.999 with ranges from
+    # real rows; a classifier made of it keeps a divergence of 0.001 on average and of 0.03 in its worst row.
+    # Min-max ranges over outliers give 0.93, a layer that should have stayed in float 0.3: both are refused.
     "int8": Tolerance(
+        relative_error=0.25,
         min_top1_agreement=0.97,
         tie=0.05,
-        max_mean_kl=0.02,
-        max_kl=0.5,
+        max_mean_kl=0.01,
+        max_kl=0.3,
         min_cosine=0.98,
         min_mean_cosine=0.99,
     ),

@@ -229,6 +229,7 @@ def _compare_batch(
         rows.num_elements += int(kept.sum())
         rows.largest = max(rows.largest, float(np.abs(want).max(initial=0.0)))
     reference, candidate = task.vectors(expected, batch.arrays), task.vectors(actual, batch.arrays)
+    _insist_finite(candidate, "the vector that the task makes of the outputs", batch)
     rows.squared_gap += float(((reference.astype(np.float64) - candidate) ** 2).sum())
     rows.squared_reference += float((reference.astype(np.float64) ** 2).sum())
     rows.figures["max_abs"].append(gaps)
@@ -261,15 +262,20 @@ def _comparable(
     if expected.ndim == 3:
         kept = _tokens(batch, expected)
         expected, actual = np.where(kept, expected, 0), np.where(kept, actual, 0)
-    for source, array in (("the reference's output", expected), ("the output", actual)):
-        finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
-        if not finite.all():
-            row = int(np.argmin(finite))
-            raise VerificationError(
-                f"{source} {name!r} is NaN or infinite {where}, first in row {row}: {_shown(batch.texts[row])!r}",
-                mend="A weight is not finite or a range overflows; check the checkpoint and the calibration.",
-            )
+    _insist_finite(expected, f"the reference's output {name!r}", batch)
+    _insist_finite(actual, f"the output {name!r}", batch)
     return expected, actual
+
+
+def _insist_finite(array: NDArray[Any], what: str, batch: Batch) -> None:
+    finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise VerificationError(
+            f"{what} is NaN or infinite on a batch of {batch.shape[0]} × {batch.shape[1]} tokens, first in row {row}: "
+            f"{_shown(batch.texts[row])!r}",
+            mend="A weight is not finite or a range overflows; check the checkpoint and the calibration.",
+        )
 
 
 def _tokens(batch: Batch, like: NDArray[Any]) -> NDArray[np.bool_]:
@@ -295,7 +301,7 @@ def _breaches(rows: _Rows, metrics: Mapping[str, float], limits: Tolerance) -> I
         if limit is None or metric not in metrics:
             continue
         value = metrics[metric]
-        if value > limit if more_is_worse else value < limit:
+        if not (value <= limit if more_is_worse else value >= limit):  # so that NaN is a breach
             values = np.concatenate(rows.figures[figure])
             row = int(values.argmax() if more_is_worse else values.argmin())
             yield Breach(metric=metric, value=value, limit=limit, row=row, text=_shown(rows.texts[row]))

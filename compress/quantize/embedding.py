@@ -24,9 +24,10 @@ class EmbeddingRewriter:
         """Replace one layer in its graph. Tables that several layers share are stored once."""
         node, name = layer.node, layer.node.name or "embedding"
         codes, scale, error = self._table(layer)
+        ids = node.inputs[1]
         make = self._builder.node
-        [rows] = make("Gather", [codes, layer.ids], name=f"{name}_codes", before=node)
-        [scales] = make("Gather", [scale, layer.ids], name=f"{name}_scales", before=node)
+        [rows] = make("Gather", [codes, ids], name=f"{name}_codes", before=node)
+        [scales] = make("Gather", [scale, ids], name=f"{name}_scales", before=node)
         to_float = {"to": int(ir.DataType.FLOAT)}
         [floats] = make("Cast", [rows], name=f"{name}_cast", before=node, attributes=to_float)
         self._builder.replace(node, make("Mul", [floats, scales], name=f"{name}_dequantized", before=node))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
@@ -15,10 +16,10 @@ from onnx_ir.passes.common import (
 
 from edgesmith.files import storage_errors, temporary_sibling
 
-__all__ = ["clean_", "model_size_bytes", "write_model"]
+__all__ = ["LARGEST_SINGLE_FILE_BYTES", "clean_", "model_size_bytes", "write_model"]
 
 # protobuf cannot hold more than 2 GiB in a message; the graph itself needs room too.
-_LARGEST_SINGLE_FILE_BYTES = (2 << 30) - (64 << 20)
+LARGEST_SINGLE_FILE_BYTES = (2 << 30) - (64 << 20)
 
 
 def clean_(model: ir.Model) -> None:
@@ -39,10 +40,22 @@ def clean_(model: ir.Model) -> None:
         value.metadata_props.clear()
 
 
-def write_model(model: ir.Model, destination: Path, *, single_file_bytes: int = _LARGEST_SINGLE_FILE_BYTES) -> None:
+def write_model(
+    model: ir.Model,
+    destination: Path,
+    check: Callable[[Path], None],
+    *,
+    single_file_bytes: int = LARGEST_SINGLE_FILE_BYTES,
+) -> None:
     """Write `destination`, with `destination`.data beside it when one file cannot hold the weights.
 
     A failure leaves neither file, and what was there before as it was.
+
+    Args:
+        model: What to write.
+        destination: Where it appears, whole or not at all.
+        check: Called with the written file before it appears; whatever it raises stops that.
+        single_file_bytes: Weights of more bytes are written beside the graph.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written.
@@ -55,6 +68,7 @@ def write_model(model: ir.Model, destination: Path, *, single_file_bytes: int = 
         try:
             folder.mkdir()
             ir.save(model, folder / destination.name, external_data=external, size_threshold_bytes=1024)
+            check(folder / destination.name)
             beside = destination.with_name(f"{destination.name}.data")
             if external:
                 (folder / external).replace(beside)

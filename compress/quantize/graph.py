@@ -90,10 +90,11 @@ class Builder:
         self._graph.remove(node, safe=True)
 
     def replace(self, node: ir.Node, outputs: Sequence[ir.Value]) -> None:
-        """Remove `node`; its readers read `outputs` instead. Graph outputs keep their names and types."""
+        """Remove `node`; its readers read `outputs` instead, under the names that its own had."""
         for old, new in zip(node.outputs, outputs, strict=True):
-            if old.is_graph_output():
-                new.shape, new.type = old.shape, old.type
-                old.name, new.name = self.name(f"{old.name}_replaced"), old.name
+            if not old.name or old is new:
+                continue  # an optional output that nothing reads
+            new.shape, new.type = old.shape, old.type
+            old.name, new.name = self.name(f"{old.name}_replaced"), old.name
             old.replace_all_uses_with(new, replace_graph_outputs=True)
         self._graph.remove(node, safe=True)

@@ -28,16 +28,20 @@ class Linear:
     """`y = x @ matrix (+ bias)`."""
 
     node: ir.Node
-    activation: ir.Value
     weight: ir.Value
     matrix: NDArray[np.float32]
     """Of shape [K, N], however the weight is stored."""
     bias: ir.Value | None
     """The third input of a `Gemm`; the bias of a `MatMul` is an `Add` of its own."""
-    rescaled: bool = False
-    """The matrix is not the stored one: its rows make up for a scaled activation."""
+    scaled: ir.Value | None = None
+    """A copy of the activation to read in its place; the rows of the matrix make up for its scale."""
     addend: ir.Value | None = None
     """A float part of the result, computed elsewhere; to be added after the bias."""
+
+    @property
+    def activation(self) -> ir.Value:
+        """What is multiplied by the matrix, as the graph is now."""
+        return self.scaled or required(self.node.inputs[0])
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,6 @@ class Embedding:
     """`y = table[ids]`."""
 
     node: ir.Node
-    ids: ir.Value
     weight: ir.Value
     table: NDArray[np.float32]
     """Of shape [V, H]."""
@@ -105,21 +108,20 @@ def _read_layer(node: ir.Node) -> Linear | Embedding | str:
     if node.op_type == "Gather":
         if node.attributes.get_int("axis", 0) != 0:
             return "it gathers columns, not rows"
-        return Embedding(node, required(node.inputs[1]), weight, weight_array)
+        return Embedding(node, weight, weight_array)
     return _read_linear(node, weight, weight_array)
 
 
 def _read_linear(node: ir.Node, weight: ir.Value, array: NDArray[np.float32]) -> Linear | str:
-    activation = required(node.inputs[0])
     if node.op_type == "MatMul":
-        return Linear(node, activation, weight, array, None)
+        return Linear(node, weight, array, None)
     if node.attributes.get_float("alpha", 1.0) != 1 or node.attributes.get_float("beta", 1.0) != 1:
         return "it scales its product (alpha or beta is not 1)"
     if node.attributes.get_int("transA", 0):
         return "it transposes its activation"
     weight_KN = np.ascontiguousarray(array.T) if node.attributes.get_int("transB", 0) else array
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    return Linear(node, activation, weight, weight_KN, bias)
+    return Linear(node, weight, weight_KN, bias)
 
 
 def _reason_to_skip(layer: Linear | Embedding, select: LayerSelection) -> str | None:

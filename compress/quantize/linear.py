@@ -51,7 +51,7 @@ class _Weights:
     def write(self, layer: Linear) -> tuple[ir.Value, ir.Value, ir.Value, float]:
         """Return codes [K, N], scale [N], zero point [N], and the relative error."""
         transposed = bool(layer.node.attributes.get_int("transB", 0)) if layer.node.op_type == "Gemm" else False
-        key = layer.weight, transposed, layer.activation if layer.rescaled else None
+        key = layer.weight, transposed, layer.scaled
         if key not in self._written:
             name = layer.weight.name or "weight"
             unsigned = self._config.weight_type is WeightType.UINT8

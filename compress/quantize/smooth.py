@@ -128,7 +128,7 @@ def _read_copy(builder: Builder, layer: Linear, copy: _Copy) -> Linear:
         rows = builder.constant(f"{layer.weight.name}_outlier_rows", layer.matrix[copy.outliers])  # [M, N]
         name = f"{layer.node.name}_outlier_product"
         [addend] = builder.node("MatMul", [copy.apart, rows], name=name, before=layer.node)
-    return replace(layer, activation=copy.scaled, matrix=matrix_KN, rescaled=True, addend=addend)
+    return replace(layer, scaled=copy.scaled, matrix=matrix_KN, addend=addend)
 
 
 def fold_scales_(builder: Builder, graph: ir.Graph) -> int:

@@ -6,6 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,7 +22,7 @@ from compress.quantize.config import (
     StaticInt8Config,
 )
 from compress.quantize.embedding import EmbeddingRewriter
-from compress.quantize.finish import clean_, model_size_bytes, write_model
+from compress.quantize.finish import LARGEST_SINGLE_FILE_BYTES, clean_, model_size_bytes, write_model
 from compress.quantize.graph import Builder
 from compress.quantize.kernels import ActivationScale, activation_scale
 from compress.quantize.layers import Embedding, Linear, find_layers
@@ -50,6 +51,7 @@ def quantize_onnx(
     config: DynamicInt8Config | StaticInt8Config,
     calibration: Iterable[Feed] | None = None,
     *,
+    single_file_bytes: int = LARGEST_SINGLE_FILE_BYTES,
     progress: Progress = SILENT,
 ) -> QuantizeResult:
     """Write an int8 version of a float32 ONNX file; the same input gives the same bytes.
@@ -58,20 +60,22 @@ def quantize_onnx(
         source: A float32 graph. Not modified.
         destination: The file to write; past 2 GB its weights go to `destination`.data.
         config: The method and what it is applied to.
-        calibration: Real inputs, streamed; only for `StaticInt8Config`, which needs them.
+        calibration: Real inputs, streamed; needed by `StaticInt8Config` and by smoothing, else not read.
+        single_file_bytes: Weights of more bytes are written beside the graph.
         progress: Where to report.
 
     Returns:
         What was quantized, what was left in float and why, and the sizes.
 
     Raises:
-        UsageError: Static quantization without calibration inputs.
+        UsageError: Calibration inputs are needed and there are none.
         CalibrationError: The calibration inputs are empty, do not fit, or give values that are not finite.
         NothingQuantizedError: No layer fits the config.
         VerificationError: The written file is not smaller, or holds no 8-bit weights.
         StorageError: The disk is full or the folder cannot be written.
     """
-    if calibration is None and (isinstance(config, StaticInt8Config) or config.smoothing):
+    needs_rows = isinstance(config, StaticInt8Config) or config.smoothing is not None
+    if needs_rows and calibration is None:
         raise UsageError(
             "static-int8 and smoothing need calibration rows",
             mend="Give real rows, or use dynamic-int8 without smoothing, which needs none.",
@@ -84,7 +88,7 @@ def quantize_onnx(
     if not layers:
         raise NothingQuantizedError(f"{source}: no layer can be quantized: {_summary(skipped)}")
     builder = Builder(model.graph)
-    with _calibration(calibration) as feeds:
+    with _calibration(calibration if needs_rows else None) as feeds:
         if config.smoothing:
             peaks = _collect(collect_channel_peaks, model, layers, feeds, config, progress)
             layers = smooth_(builder, layers, peaks, config.smoothing)
@@ -95,7 +99,8 @@ def quantize_onnx(
     quantized = _rewrite_(builder, layers, config, ranges, progress)
     rewrites["scale folded into LayerNormalization"] = fold_scales_(builder, model.graph)
     clean_(model)
-    write_model(model, destination)
+    check = partial(_check_written, destination=destination, size_before=size_before)
+    write_model(model, destination, check, single_file_bytes=single_file_bytes)
     floats = Counter(node.op_type for node in model.graph.all_nodes() if node.op_type not in _NOT_FLOAT)
     return QuantizeResult(
         quantized=quantized,
@@ -103,7 +108,7 @@ def quantize_onnx(
         float_operators=dict(sorted(floats.items())),
         rewrites=rewrites,
         size_before_bytes=size_before,
-        size_after_bytes=_checked_size(destination, size_before),
+        size_after_bytes=model_size_bytes(destination),
         activation_ranges=ranges,
     )
 
@@ -133,6 +138,8 @@ def _collect(
 ) -> dict[str, T]:
     """Observe each activation that a linear layer reads."""
     names = list(dict.fromkeys(str(layer.activation.name) for layer in layers if isinstance(layer, Linear)))
+    if not names:
+        return {}
     with tempfile.TemporaryDirectory(prefix="edgesmith-quantize-") as folder:
         path = Path(folder, "float.onnx")
         with storage_errors(path):
@@ -178,16 +185,15 @@ def _scales(ranges: Mapping[str, tuple[float, float]], config: StaticInt8Config)
     return {name: activation_scale(low, high, signed=signed) for name, (low, high) in ranges.items()}
 
 
-def _checked_size(path: Path, size_before: int) -> int:
-    """Return the size of the written file.
+def _check_written(path: Path, *, destination: Path, size_before: int) -> None:
+    """Read the written file back.
 
     Raises:
         VerificationError: It is not smaller than the source, or holds no 8-bit weights.
     """
     written = ir.load(path)
     if not any(value.dtype in {ir.DataType.INT8, ir.DataType.UINT8} for value in written.graph.initializers.values()):
-        raise VerificationError(f"{path}: holds no 8-bit weights after quantization")
+        raise VerificationError(f"{destination}: holds no 8-bit weights after quantization")
     size = model_size_bytes(path)
     if size >= size_before:
-        raise VerificationError(f"{path}: {size} bytes after quantization, {size_before} before")
-    return size
+        raise VerificationError(f"{destination}: {size} bytes after quantization, {size_before} before")

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
 
 from compress.checkpoint import (
-    CheckpointWriter,
     checkpoint_weights_bytes,
     open_checkpoint,
     quantization_of,
     weights_digest,
 )
+from compress.checkpoint_writer import CheckpointWriter
 from compress.tensor_file import TensorFile, TensorFileWriter, count_nonfinite
 from edgesmith.errors import CheckpointError
 

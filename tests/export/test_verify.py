@@ -230,6 +230,21 @@ def rows(embedder: Task) -> list[Batch]:
     return make_batches(embedder, embedder.sample_examples()[:16])
 
 
+class Scribbler:
+    """An engine with a value of its own written over the states of padding."""
+
+    def __init__(self, engine: Engine, value: float) -> None:
+        self.engine, self.value, self.name, self.signature = engine, value, engine.name, engine.signature
+
+    def run(self, arrays: Any) -> dict[str, NDArray[Any]]:
+        states = self.engine.run(arrays)["last_hidden_state"].copy()
+        states[arrays["attention_mask"] == 0] = self.value
+        return {"last_hidden_state": states}
+
+    def close(self) -> None:
+        self.engine.close()
+
+
 class TestEmbeddings:
     def test_a_right_export_passes(
         self, exported: ExportResult, torch_engine: TorchEngine, rows: list[Batch], embedder: Task
@@ -243,25 +258,18 @@ class TestEmbeddings:
     def test_padding_positions_do_not_count(
         self, exported: ExportResult, torch_engine: TorchEngine, rows: list[Batch], embedder: Task
     ) -> None:
-        class Scribbler:
-            """The exported model, with rubbish where there is padding."""
-
-            def __init__(self, engine: Engine) -> None:
-                self.engine, self.name, self.signature = engine, engine.name, engine.signature
-
-            def run(self, arrays: Any) -> dict[str, NDArray[Any]]:
-                states = self.engine.run(arrays)["last_hidden_state"].copy()
-                states[arrays["attention_mask"] == 0] = np.nan
-                return {"last_hidden_state": states}
-
-            def close(self) -> None:
-                self.engine.close()
-
         engine = open_engine(open_artifact(exported.path))
         plain = compare_outputs(torch_engine, engine, rows, task=embedder, precision="fp32")
         assert any((batch.arrays["attention_mask"] == 0).any() for batch in rows)
-        scribbled = compare_outputs(torch_engine, Scribbler(engine), rows, task=embedder, precision="fp32")
+        scribbled = compare_outputs(torch_engine, Scribbler(engine, 1e4), rows, task=embedder, precision="fp32")
         assert scribbled.metrics == plain.metrics
+
+    def test_nan_in_padding_is_caught_where_pooling_spreads_it(
+        self, exported: ExportResult, torch_engine: TorchEngine, rows: list[Batch], embedder: Task
+    ) -> None:
+        engine = Scribbler(open_engine(open_artifact(exported.path)), np.nan)
+        with pytest.raises(VerificationError, match=r"the vector .* is NaN"):
+            verify_outputs(torch_engine, engine, rows, task=embedder, precision="int8")
 
     @pytest.mark.parametrize("bits", [4, 3])
     def test_a_coarse_quantization_is_not_taken_for_int8(
