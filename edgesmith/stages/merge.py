@@ -28,6 +28,7 @@ __all__ = ["MergeStage", "ProveMergeStage", "prove_merge"]
 
 _LIBRARIES = ("numpy", "peft", "safetensors", "torch", "transformers")
 _BATCH = 4
+_NUM_PLAIN = 16  # a language model's logits are large: tokens × vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,10 +142,10 @@ def _encode(folder: Path, rows: Rows, task: str | None) -> list[dict[str, Any]]:
     from edgesmith.tasks.tokenization import TextEncoder
 
     encoder = TextEncoder.load(folder)
-    texts: Sequence[str] = sample_texts()
+    texts: Sequence[str] = sample_texts()[:_NUM_PLAIN]
     if rows.path is not None:
         column = rows.columns.get("text", "text")
-        drawn = sample_rows(rows.path, rows.num or len(texts), rows.seed)
+        drawn = sample_rows(rows.path, _NUM_PLAIN, rows.seed)
         texts = [read_text(row, column, "text") for row in drawn]
     return [encoder.encode([(text, None)]) for text in texts]
 
