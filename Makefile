@@ -37,7 +37,7 @@ check: lint  ## lint, and all tests but the slow ones
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST)
 
 bench: $(READY)  ## measure what the README claims, on this machine
-	@$(BIN)/python examples/news/bench.py
+	@$(BIN)/python examples/news/measure.py
 
 clean:  ## remove what was made here (not .venv, not the caches below ~/.cache/edgesmith)
 	@rm -rf out build dist *.egg-info examples/news/{data,work,out}

@@ -520,6 +520,8 @@ def _pairs(given: list[str] | None) -> dict[str, str]:
 def main() -> None:
     """Run the command line; every error becomes a message and an exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Idle OpenMP threads sleep instead of spinning: torch's take turns with other work on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _guard(lambda: app(standalone_mode=True))
 
 
