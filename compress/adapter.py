@@ -54,6 +54,8 @@ _PROMPT_KINDS = {
 }
 _USE_LORA = "Train with a kind that can be merged, such as LoRA."
 
+_SIZES = ("r", "init_r", "target_r", "num_vectors", "vector_length", "n_frequency")
+
 # Initialisations of LoRA that take the adapter's start out of the base weight.
 _REBASED_STARTS = ("pissa", "olora")
 _LOST_STARTS = {
@@ -130,6 +132,7 @@ def open_adapter(spec: AdapterSpec) -> Adapter:
     file = TensorFile(weights)
     if not file.entries:
         raise CheckpointError(f"{weights}: holds no tensor", mend="Save the adapter again after training.")
+    _check_ranks(spec.path, config, file)
     file.check_finite()
     return Adapter(spec, config, file)
 
@@ -222,7 +225,7 @@ def _cached_identity(folder: Path) -> tuple[str, str]:
 
 
 def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
-    kind = config.get("peft_type")
+    kind = str(config.get("peft_type"))
     if kind in EXACT_KINDS:
         return
     if kind in _PROMPT_KINDS:
@@ -256,6 +259,19 @@ def _check_settings(path: Path, config: Mapping[str, Any]) -> None:
                 "the base it belongs to is not in this folder",
                 mend="Save the adapter with save_pretrained(..., path_initial_model_for_weight_conversion=...), "
                 "which turns it into a plain LoRA of the original base.",
+            )
+
+
+def _check_ranks(path: Path, config: Mapping[str, Any], file: TensorFile) -> None:
+    """A rank makes PEFT allocate memory before any weight is looked at, so it must be one that the weights can have."""
+    limit = max(4096, *(side for entry in file.entries.values() for side in entry.shape), 0)
+    pattern = config.get("rank_pattern")
+    named = {name: config.get(name) for name in _SIZES} | (pattern if isinstance(pattern, dict) else {})
+    for name, value in named.items():
+        if isinstance(value, int) and value > limit:
+            raise CheckpointError(
+                f"{path / CONFIG_NAME}: {name} is {value}, the largest side of any tensor is {limit}",
+                mend="Configuration and weights are of two adapters: copy the adapter again.",
             )
 
 

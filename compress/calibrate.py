@@ -97,7 +97,8 @@ def observe_tensors(
     first = next(stream, None)
     if first is None:
         raise CalibrationError("no calibration rows", mend="Give at least one row; 100 or more make good ranges.")
-    sizes = _run(_open(model, names, measure=True), first, number=1)
+    session = _open(model, names, measure=True)
+    sizes = _run(session, first, number=1)
     groups = _group(names, [int(size) * _FLOAT_BYTES for size in sizes], memory_budget_bytes)
     seen: dict[str, T] = {}
     with tempfile.TemporaryDirectory(prefix="edgesmith-calibrate-") as folder:
@@ -105,6 +106,7 @@ def observe_tensors(
         if len(groups) > 1:
             source = spool(source, Path(folder))
         for number, group in enumerate(groups, 1):
+            del session  # two at once would hold the weights twice
             session = _open(model, group)
             part = f"{label} {number}/{len(groups)}" if len(groups) > 1 else label
             for row, feed in enumerate(progress.track(source, part), 1):
@@ -142,6 +144,7 @@ def _open(model: Path, names: Sequence[str], *, measure: bool = False) -> ort.In
     options = ort.SessionOptions()
     # One thread: the order of sums, and with it the ranges, does not depend on the number of processors.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = False  # gives memory back between runs
     options.log_severity_level = 3
     # Where external data is looked for when the graph comes as bytes.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))

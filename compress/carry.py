@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from compress.adapter import Adapter
 from compress.checkpoint import Checkpoint, check_inside, read_json
 from compress.graft import base_name_of
+from compress.skeleton import embeddings_of
 from edgesmith.errors import CheckpointError, MergeError, UsageError
 from edgesmith.files import atomic_write, storage_errors
 
@@ -102,8 +103,8 @@ def fit_to_adapters(config: Any, skeleton: Any, adapters: Sequence[Adapter]) -> 
 
 
 def _embedding_names(skeleton: Any) -> set[str]:
-    modules = [get() for get in (skeleton.get_input_embeddings, skeleton.get_output_embeddings)]
-    return {name for name, module in skeleton.named_modules() if any(module is known for known in modules)}
+    known = [module for module in embeddings_of(skeleton) if module is not None]
+    return {name for name, module in skeleton.named_modules() if any(module is other for other in known)}
 
 
 def _only(sizes: Mapping[int, Adapter], what: str) -> int | None:
@@ -235,7 +236,9 @@ def check_vocabulary(folder: Path, num_rows: int) -> None:
         highest = max(ids, default=-1)
         fits = highest < num_rows
     except (AttributeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not the format of the tokenizers library: {error!r}") from error
+        raise CheckpointError(
+            f"{path}: not the format of the tokenizers library: {error!r}", mend="Copy the tokenizer's files again."
+        ) from error
     if not fits:
         raise MergeError(
             f"the tokenizer's highest token id is {highest}, the embeddings have {num_rows} rows",

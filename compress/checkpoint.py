@@ -107,6 +107,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder}: no such checkpoint folder", mend="Give a folder with config.json in it.")
     config = read_json(folder / CONFIG_NAME)
     _refuse_code(folder, config)
+    _refuse_kernels(folder / CONFIG_NAME, config)
     index_path = folder / INDEX_NAME
     single_path = folder / WEIGHTS_NAME
     if single_path.exists():
@@ -127,14 +128,19 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: missing", mend="A checkpoint is a folder as save_pretrained writes it.")
     with storage_errors(path):
         if path.stat().st_size > _JSON_LIMIT_BYTES:
-            raise CheckpointError(f"{path}: {path.stat().st_size} bytes, the limit is {_JSON_LIMIT_BYTES}")
+            raise CheckpointError(
+                f"{path}: {path.stat().st_size} bytes, the limit is {_JSON_LIMIT_BYTES}",
+                mend="No JSON file of a checkpoint is that large: copy the checkpoint again.",
+            )
         text = path.read_bytes()
     try:
         value = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not JSON in UTF-8 ({error})", mend="Copy the file again.") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds a {type(value).__name__}, expected an object")
+        raise CheckpointError(
+            f"{path}: holds a {type(value).__name__}, expected an object", mend="Copy the file again."
+        )
     return value
 
 
@@ -198,6 +204,18 @@ def _refuse_code(folder: Path, config: Mapping[str, Any]) -> None:
             )
 
 
+def _refuse_kernels(path: Path, settings: Mapping[str, Any]) -> None:
+    """An attention or experts implementation with a slash is a hub repository whose code would be run."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            _refuse_kernels(path, value)
+        elif key.removesuffix("_internal").endswith("_implementation") and "/" in str(value):
+            raise CheckpointError(
+                f"{path}: asks for code from elsewhere ({key}: {value!r})",
+                mend=f"Code that a checkpoint names is never run here: remove {key} from the file.",
+            )
+
+
 def _no_weights(folder: Path) -> CheckpointError:
     found = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLE_SUFFIXES)
     if found:
@@ -211,7 +229,9 @@ def _no_weights(folder: Path) -> CheckpointError:
 def _open_shards(folder: Path, index: dict[str, Any]) -> list[TensorFile]:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError(f"{folder / INDEX_NAME}: weight_map must map tensor names to file names")
+        raise CheckpointError(
+            f"{folder / INDEX_NAME}: weight_map must map tensor names to file names", mend="Copy the file again."
+        )
     files = {name: TensorFile(_inside(folder, name)) for name in sorted(set(weight_map.values()))}
     for name, file_name in weight_map.items():
         if name not in files[file_name].entries:

@@ -10,13 +10,9 @@ import copy
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftConfig, PeftModel
-from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, TrainableTokensWrapper
@@ -24,11 +20,12 @@ from peft.utils.transformers_weight_conversion import convert_peft_adapter_state
 from torch import Tensor, nn
 
 from compress.adapter import Adapter
+from compress.inject import inject_layers, load_peft_config, peft_speaks_up
 from compress.skeleton import INDEX_DTYPES, TORCH_DTYPES, quiet_transformers, zero_parameter
 from edgesmith.errors import MergeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 __all__ = ["Graft", "base_name_of", "read_adapter_tensor"]
 
@@ -85,10 +82,11 @@ class Graft:
     def __init__(self, adapter: Adapter, skeleton: Any) -> None:
         self.adapter = adapter
         shapes = {name: tuple(value.shape) for name, value in skeleton.state_dict().items()}
+        self._names = frozenset(shapes)
         whole = {name: base for name in adapter.file.entries if (base := base_name_of(name)) in shapes}
         _check_whole_shapes(adapter, whole, shapes)
-        self._config, self._start = _load_peft_config(adapter)
-        self._model = _inject(adapter, self._config, skeleton)
+        self._config, self._start = load_peft_config(adapter)
+        self._model = inject_layers(adapter, self._config, skeleton)
         self._base = self._model.base_model.model
         self._load(whole)
         self.edited: dict[str, str] = {}
@@ -116,9 +114,9 @@ class Graft:
         if isinstance(layer, TrainableTokensWrapper):
             layer = layer.token_adapter
         inner = layer.get_base_layer()
-        _fill_(inner, path, read)
+        self._fill_(inner, path, read)
         try:
-            with torch.no_grad(), _peft_speaks_up(self.adapter):
+            with torch.no_grad(), peft_speaks_up(self.adapter):
                 if self._start is not None:
                     self._rebase_(layer)
                 if hasattr(layer, "unload_and_optionally_merge_module"):
@@ -131,13 +129,28 @@ class Graft:
                 f"{self.adapter.describe()}: PEFT cannot merge {path!r}: {error}",
                 mend="Train without the setting that it names, or ship base and adapter side by side.",
             ) from error
-        merged = {
-            base_name_of(f"{path}.{name}"): parameter.detach().clone() if parameter._is_view() else parameter.detach()
-            for name, parameter in inner.named_parameters()
-        }
-        _empty_(inner)
+        merged = {name: parameter.detach() for name, _, _, parameter in self._parameters(inner, path)}
+        for _, owner, leaf, parameter in self._parameters(inner, path):
+            setattr(owner, leaf, zero_parameter(parameter.shape))
         layer.merged_adapters = []
         return merged
+
+    def _parameters(self, inner: nn.Module, path: str) -> list[tuple[str, nn.Module, str, nn.Parameter]]:
+        """List the base's parameters in a layer: name in the base, module that owns it, name there, value.
+
+        A layer can have adapters of its own inside (attention with its output projection): those are left out.
+        """
+        found = []
+        for name, parameter in inner.named_parameters():
+            base = base_name_of(f"{path}.{name}")
+            if base in self._names:
+                owner, _, leaf = name.rpartition(".")
+                found.append((base, inner.get_submodule(owner), leaf, parameter))
+        return found
+
+    def _fill_(self, inner: nn.Module, path: str, read: Callable[[str], Tensor]) -> None:
+        for base, owner, leaf, _ in self._parameters(inner, path):
+            setattr(owner, leaf, nn.Parameter(read(base), requires_grad=False))
 
     def _rebase_(self, layer: Any) -> None:
         """Repeat the start that took the adapter's first values out of the base weight, then put A and B back."""
@@ -207,9 +220,20 @@ class Graft:
             if isinstance(module, ModulesToSaveWrapper):
                 self._find_replaced(path, module, names_of)
                 continue
-            layer = module.token_adapter if isinstance(module, TrainableTokensWrapper) else module
-            for name, _ in layer.get_base_layer().named_parameters():
-                self.edited[base_name_of(f"{path}.{name}")] = path
+            layer = module
+            if isinstance(module, TrainableTokensWrapper):
+                layer = module.token_adapter
+                self._check_tokens(path, layer.get_base_layer())
+            for base, _, _, _ in self._parameters(layer.get_base_layer(), path):
+                self.edited[base] = path
+
+    def _check_tokens(self, path: str, inner: nn.Module) -> None:
+        if isinstance(inner, nn.Linear) and inner.bias is not None:
+            raise MergeError(
+                f"{self.adapter.describe()}: PEFT leaves out the bias of {path!r} when it trains single tokens of a "
+                "layer tied to the embeddings, so the merged model would not be the trained one",
+                mend="Train with modules_to_save for the embeddings instead of trainable_token_indices.",
+            )
 
     def _find_replaced(self, path: str, module: ModulesToSaveWrapper, names_of: Mapping[str, str]) -> None:
         copied = module.modules_to_save[_NAME]
@@ -237,71 +261,3 @@ def _mismatch(adapter: Adapter, what: str, count: int) -> MergeError:
         mend=f"Give the base that the adapter was trained on (it records {recorded!r}); "
         "if that is this one, save the adapter again.",
     )
-
-
-def _load_peft_config(adapter: Adapter) -> tuple[Any, str | None]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            config = PeftConfig.from_pretrained(str(adapter.path))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise MergeError(
-            f"{adapter.path / 'adapter_config.json'}: PEFT does not accept it: {error}",
-            mend="Check the configuration; an adapter of a newer PEFT may need a newer PEFT here.",
-        ) from error
-    config.inference_mode = True
-    start = adapter.rebased_start
-    if start is not None:
-        config.init_lora_weights = True
-    return config, start
-
-
-def _inject(adapter: Adapter, config: Any, skeleton: Any) -> Any:
-    """Have PEFT put the adapter's layers into the skeleton, freshly initialized."""
-    whole = set(getattr(config, "modules_to_save", None) or ())
-    for path, module in skeleton.named_modules():
-        if whole & {path, path.rpartition(".")[2]} or any(path.endswith(f".{name}") for name in whole):
-            module.to("meta")  # PEFT copies these modules, and a copy of shared zeros would take real memory
-    model_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(config.task_type), PeftModel)
-    try:
-        with warnings.catch_warnings(), quiet_transformers(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")
-            model = model_class(skeleton, config)
-            model.base_model._check_merge_allowed()
-    except (ValueError, RuntimeError, NotImplementedError, TypeError, KeyError, AttributeError, ImportError) as error:
-        raise MergeError(
-            f"{adapter.describe()}: does not fit this base: {error}",
-            mend="Give the base that the adapter was trained on "
-            f"(it records {adapter.config.get('base_model_name_or_path')!r}).",
-        ) from error
-    return model.eval()
-
-
-def _fill_(inner: nn.Module, path: str, read: Callable[[str], Tensor]) -> None:
-    for name, _ in list(inner.named_parameters()):
-        owner, _, leaf = name.rpartition(".")
-        value = read(base_name_of(f"{path}.{name}"))
-        setattr(inner.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
-
-
-def _empty_(inner: nn.Module) -> None:
-    for name, parameter in list(inner.named_parameters()):
-        owner, _, leaf = name.rpartition(".")
-        setattr(inner.get_submodule(owner), leaf, zero_parameter(parameter.shape))
-
-
-@contextmanager
-def _peft_speaks_up(adapter: Adapter) -> Iterator[None]:
-    """A warning while merging means that PEFT did not do, or not exactly, what was asked: make it an error."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    for warning in caught:
-        from_peft = "peft" in Path(warning.filename).parts and issubclass(
-            warning.category, (UserWarning, RuntimeWarning)
-        )
-        if from_peft and not str(warning.message).startswith("Sparse invariant checks"):
-            raise MergeError(
-                f"{adapter.describe()}: PEFT warns while merging: {warning.message}",
-                mend="Merge adapters that PEFT merges exactly, or ship base and adapter side by side.",
-            )

@@ -150,7 +150,8 @@ def _in_floating_point(checkpoint: Checkpoint, temporary: Path, *, dequantize: b
         return checkpoint, []
     if not dequantize:
         raise MergeError(
-            f"{checkpoint.folder}: the weights are quantized ({quantization}); merging into them would round the adapter away",
+            f"{checkpoint.folder}: the weights are quantized ({quantization}); merging into them would round the "
+            "adapter away",
             mend="Merge into the full-precision base that was quantized; or, if there is none, ask for "
             "--dequantize, which computes floating-point weights from the quantized ones first.",
         )

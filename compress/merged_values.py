@@ -14,7 +14,7 @@ from compress.carry import Fit, fit_to_adapters
 from compress.checkpoint import Checkpoint
 from compress.graft import Graft, read_adapter_tensor
 from compress.parameter_map import ParameterMap
-from compress.skeleton import TORCH_DTYPES, build_skeleton
+from compress.skeleton import INDEX_DTYPES, TORCH_DTYPES, build_skeleton
 from compress.tensor_file import count_nonfinite
 from edgesmith.errors import CheckpointError, MergeError
 
@@ -156,7 +156,7 @@ class MergedValues:
 
 def encode(value: Tensor, dtype: str, name: str) -> memoryview:
     """Round to the type in which a tensor is stored; what does not fit must not become infinite."""
-    rounded = value.detach().to(TORCH_DTYPES[dtype]).contiguous().reshape(-1)
+    rounded = value.detach().to(TORCH_DTYPES.get(dtype) or INDEX_DTYPES[dtype]).contiguous().reshape(-1)
     data = rounded.view(torch.uint8).numpy().data
     if count := count_nonfinite(data, dtype):
         raise MergeError(

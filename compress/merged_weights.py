@@ -19,7 +19,7 @@ from compress.checkpoint_writer import CheckpointWriter
 from compress.memory import release_free_memory
 from compress.merged_values import MergedValues, encode
 from compress.parameter_map import ParameterGroup
-from compress.skeleton import TORCH_DTYPES, build_skeleton, load_config, resolve_model_class
+from compress.skeleton import TORCH_DTYPES, build_skeleton, embeddings_of, load_config, resolve_model_class
 from compress.tensor_file import count_nonfinite, nonfinite_error
 from compress.tensor_header import DTYPE_BITS
 from edgesmith.errors import UnsupportedError
@@ -78,7 +78,7 @@ class MergedWeights:
         self.fit: Fit = self._values.fit
         skeleton = self._values.skeleton
         self.architecture = type(skeleton).__name__
-        self.num_embeddings: int | None = getattr(skeleton.get_input_embeddings(), "num_embeddings", None)
+        self.num_embeddings: int | None = getattr(embeddings_of(skeleton)[0], "num_embeddings", None)
         self.untied = self._must_untie()
         self._ties = self._untied_ties(found) if self.untied else self._map.tied
         self._plan = self._make_plan()
@@ -189,7 +189,8 @@ class MergedWeights:
         return ties
 
     def _dtype_of(self, name: str) -> str:
-        return self._dtype or self._map.dtype_of(name)
+        stored = self._map.dtype_of(name)
+        return self._dtype if self._dtype and stored in TORCH_DTYPES else stored
 
     def _make_plan(self) -> dict[str, _Planned]:
         plan: dict[str, _Planned] = {}

@@ -25,6 +25,7 @@ __all__ = [
     "INDEX_DTYPES",
     "TORCH_DTYPES",
     "build_skeleton",
+    "embeddings_of",
     "load_config",
     "quiet_transformers",
     "resolve_model_class",
@@ -57,6 +58,10 @@ _TASK_CLASSES = {
 }
 
 
+# A model of a billion layers would be built, weightless, for hours.
+_LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers")
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep transformers from writing to the terminal: what matters is checked here and raised."""
@@ -76,8 +81,17 @@ def load_config(checkpoint: Checkpoint) -> Any:
     """Read a checkpoint's configuration into transformers' class for it.
 
     Raises:
-        CheckpointError: transformers does not know the model type, or refuses the values.
+        CheckpointError: transformers does not know the model type, or refuses the values; or they cannot be those
+            of these weights.
     """
+    for key in _LAYER_COUNTS:
+        layers = checkpoint.config.get(key)
+        if isinstance(layers, int) and layers > len(checkpoint.entries):
+            raise CheckpointError(
+                f"{checkpoint.folder / 'config.json'}: {key} is {layers}, but there are only {len(checkpoint.entries)} "
+                "tensors",
+                mend="config.json and weights are of two models: copy the checkpoint again.",
+            )
     try:
         with quiet_transformers():
             return transformers.AutoConfig.from_pretrained(
@@ -109,10 +123,17 @@ def resolve_model_class(config: Any, *, requested: str | None, task_types: Seque
     if requested is not None:
         found = _class_named(config, requested)
         if found is None:
-            raise UsageError(f"{requested}: transformers has no such class for model type {config.model_type!r}")
+            raise UsageError(
+                f"{requested}: transformers has no such class for model type {config.model_type!r}",
+                mend="Give an auto class, e.g. AutoModelForSequenceClassification, or the model class itself.",
+            )
         return found
     for task_type in task_types:
-        if task_type in _TASK_CLASSES and (found := _class_named(config, _TASK_CLASSES[task_type])):
+        if (
+            isinstance(task_type, str)
+            and task_type in _TASK_CLASSES
+            and (found := _class_named(config, _TASK_CLASSES[task_type]))
+        ):
             return found
     for architecture in config.architectures or []:
         if found := _class_named(config, architecture):
@@ -160,6 +181,14 @@ def build_skeleton(config: Any, model_class: type[Any]) -> Any:
                 zeros = parameters.setdefault(id(parameter), zero_parameter(parameter.shape))
                 module._parameters[name] = zeros
     return model.eval()
+
+
+def embeddings_of(model: Any) -> tuple[nn.Module | None, nn.Module | None]:
+    """Find the input and output embeddings; None where the model has none, as one of images has not."""
+    try:
+        return model.get_input_embeddings(), model.get_output_embeddings()
+    except NotImplementedError:
+        return None, None
 
 
 def zero_parameter(shape: Sequence[int]) -> nn.Parameter:

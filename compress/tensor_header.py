@@ -54,6 +54,14 @@ def _damaged(path: Path, what: str) -> CheckpointError:
 
 
 def read_header(path: Path, file: BinaryIO, size_bytes: int) -> tuple[dict[str, Any], int]:
+    """Read and parse the header.
+
+    Returns:
+        The header, and the position at which the data begins.
+
+    Raises:
+        CheckpointError: it is longer than the file or than 100 MB, or no JSON object in UTF-8.
+    """
     prefix = file.read(8)
     if len(prefix) < 8:
         raise _damaged(path, f"{size_bytes} bytes long, the header alone needs at least 10")
@@ -81,6 +89,11 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def pop_metadata(path: Path, header: dict[str, Any]) -> dict[str, str]:
+    """Take the metadata out of a header.
+
+    Raises:
+        CheckpointError: it does not map strings to strings.
+    """
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _damaged(path, "__metadata__ must map strings to strings")
@@ -88,6 +101,17 @@ def pop_metadata(path: Path, header: dict[str, Any]) -> dict[str, str]:
 
 
 def check_entries(path: Path, header: dict[str, Any], data_start: int, size_bytes: int) -> dict[str, TensorEntry]:
+    """Check all tensors of a header: they must fill the file without holes and without overlap.
+
+    Args:
+        path: For messages.
+        header: Without metadata.
+        data_start: Position at which the data begins.
+        size_bytes: Of the file.
+
+    Raises:
+        CheckpointError: an entry is malformed, or the file is shorter or longer than its entries.
+    """
     entries = [_check_entry(path, name, value, data_start) for name, value in header.items()]
     position = data_start
     for entry in sorted(entries, key=lambda entry: (entry.start, entry.size_bytes)):

@@ -53,7 +53,7 @@ class MergeVerification:
     max_abs_diff_saved: float
     """Largest difference of the checkpoint as it was saved. Equal to `max_abs_diff` when saved in float32."""
     saved_tolerance: float
-    """What rounding to the saved type may explain: 16 units of it, relative to the largest output."""
+    """What rounding to the saved type may explain: 4 units of it, relative to the largest output."""
     saved_dtype: str
     """The type that the checkpoint is saved in, as safetensors spells it."""
     max_abs_output: float
@@ -126,7 +126,7 @@ def verify_merge(
         mean_abs_diff=_mean_difference(expected, found),
         tolerance=tolerance,
         max_abs_diff_saved=_largest_difference(expected, saved),
-        saved_tolerance=max(tolerance, difference, 16 * torch.finfo(TORCH_DTYPES[checkpoint.dtype]).eps * scale),
+        saved_tolerance=max(tolerance, difference, 4 * torch.finfo(TORCH_DTYPES[checkpoint.dtype]).eps * scale),
         saved_dtype=checkpoint.dtype,
         max_abs_output=scale,
         num_rows=num_rows,
@@ -184,7 +184,10 @@ class _Sides:
         architecture = (self._merged_config.architectures or [""])[0]
         found = getattr(transformers, architecture, None) if architecture.isidentifier() else None
         if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
-            raise CheckpointError(f"{merged / 'config.json'}: architectures name no class of transformers")
+            raise CheckpointError(
+                f"{merged / 'config.json'}: architectures name no class of transformers",
+                mend="Verify what merging wrote.",
+            )
         self.model_class: type[Any] = found
 
     def run_reference(self, dtype: torch.dtype) -> Outputs:
@@ -212,7 +215,10 @@ class _Sides:
             model, info = _load(folder, self.model_class, dtype, output_loading_info=True)
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if info[problem]:
-                raise CheckpointError(f"{folder}: loading it reports {problem}: {sorted(info[problem])[:3]}")
+                raise CheckpointError(
+                    f"{folder}: loading it reports {problem}: {sorted(info[problem])[:3]}",
+                    mend="Do not use this checkpoint: merge again.",
+                )
         return _run(model, self._inputs, "merged", self._progress)
 
 
@@ -253,7 +259,9 @@ def _run(model: Any, inputs: Sequence[Batch], description: str, progress: Progre
 def _with_decoder_start(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """An encoder-decoder needs something to decode from: its start token, unless the batch says otherwise."""
     start = getattr(model.config, "decoder_start_token_id", None)
-    if not model.config.is_encoder_decoder or start is None or "decoder_input_ids" in tensors:
+    if not model.config.is_encoder_decoder or not model.can_generate() or start is None:
+        return tensors
+    if "decoder_input_ids" in tensors:
         return tensors
     num_rows = len(next(iter(tensors.values())))
     return tensors | {"decoder_input_ids": torch.full((num_rows, 1), start)}
@@ -271,5 +279,8 @@ def _mean_difference(expected: Outputs, found: Outputs) -> float:
 def _paired(expected: Outputs, found: Outputs, name: str) -> NDArray[np.float64]:
     other = found.get(name)
     if other is None or other.shape != expected[name].shape:
-        raise VerificationError(f"output {name!r} of the merged model differs in shape or is missing")
+        raise VerificationError(
+            f"output {name!r} of the merged model differs in shape or is missing",
+            mend="The checkpoint is not a merge of this base: merge again.",
+        )
     return expected[name].astype(np.float64) - other.astype(np.float64)

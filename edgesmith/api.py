@@ -222,7 +222,9 @@ def quantize(
     num_samples: int = 128,
     against: Path | None = None,
     data: Path | None = None,
+    smoothing: bool | None = None,
     reduce_range: bool = False,
+    exclude: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
     seed: int = 0,
     progress: Progress = SILENT,
@@ -237,7 +239,9 @@ def quantize(
         num_samples: Rows drawn from the calibration file.
         against: Checkpoint to verify against; `artifact` itself if left out.
         data: Rows to verify on; packaged sentences if left out.
+        smoothing: Scale down outlying activation channels first, on the calibration rows; by default static does.
         reduce_range: 7-bit weights, for x86 without VNNI.
+        exclude: Shell patterns of node and weight names that stay in float.
         columns: The task's column → the file's.
         seed: Of every draw.
         progress: Shows how far it is.
@@ -260,7 +264,12 @@ def quantize(
     rows = Rows(path=data, num=_NUM_VERIFIED if data else None, seed=seed, columns=columns or {})
     stage = QuantizeStage(
         source=source,
-        method=QuantizeOptions(method=method, reduce_range=reduce_range),
+        method=QuantizeOptions(
+            method=method,
+            smoothing=smoothing,
+            reduce_range=reduce_range,
+            exclude=tuple(exclude),
+        ),
         rows=rows,
         calibration=Rows(path=calibration, num=num_samples, seed=seed, columns=columns or {}) if calibration else None,
     )

@@ -224,7 +224,18 @@ def quantize(
         Path | None, typer.Option(metavar="CHECKPOINT", help="Verify against this; the given artifact if left out.")
     ] = None,
     data: DataFile = None,
+    smoothing: Annotated[
+        bool | None,
+        typer.Option(
+            "--smoothing/--no-smoothing",
+            help="Scale down outlying activation channels first: nearer to fp32, a little slower. "
+            "[default: static-int8 does]",
+        ),
+    ] = None,
     reduce_range: Annotated[bool, typer.Option(help="7-bit weights, for x86 without VNNI.")] = False,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Nodes or weights that stay in float.")
+    ] = None,
     columns: Columns = None,
     seed: Seed = 0,
     json: Json = False,
@@ -240,7 +251,9 @@ def quantize(
         num_samples=num_samples,
         against=against,
         data=data,
+        smoothing=smoothing,
         reduce_range=reduce_range,
+        exclude=exclude or (),
         columns=_pairs(columns),
         seed=seed,
         progress=console.ConsoleProgress(),

@@ -181,10 +181,11 @@ class _Walk:
     def _quantize(self, name: str, target: Target, fp32: Artifact | None) -> Artifact | None:
         method = target.quantize
         assert method is not None
-        calibration = self._calibration_rows if method.method == "static-int8" else None
+        calibration = self._calibration_rows if method.needs_calibration else None
+        does = method.method + (", smoothed" if method.is_smoothed else "")
         return self.walker.step(
             f"{name}: quantize",
-            method.method + (f", {calibration.num} calibration rows" if calibration else ""),
+            does + (f", {calibration.num} calibration rows" if calibration else ""),
             [("fp32", fp32)],
             lambda: QuantizeStage(source=_need(fp32), method=method, calibration=calibration, rows=self._few_rows),
         )

@@ -109,8 +109,23 @@ class QuantizeOptions(_Strict):
 
     method: QuantizeMethod
     """`dynamic-int8` takes activation ranges from each input, `static-int8` from calibration rows."""
+    smoothing: bool | None = None
+    """Scale down the few activation channels that are many times larger than the rest: several times nearer to fp32
+    for some speed. Needs data.calibration. Left out, static-int8 does it and dynamic-int8 does not."""
     reduce_range: bool = False
     """7-bit weights: needed to be right on x86 processors without VNNI, at some loss elsewhere."""
+    exclude: tuple[str, ...] = ()
+    """Shell patterns of node and weight names that stay in float."""
+
+    @property
+    def is_smoothed(self) -> bool:
+        """Whether activation channels are scaled first."""
+        return self.method == "static-int8" if self.smoothing is None else self.smoothing
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether real rows are needed."""
+        return self.method == "static-int8" or self.is_smoothed
 
 
 class Target(_Strict):
@@ -185,8 +200,9 @@ class Recipe(_Strict):
         if self.data.calibration and self.data.calibration.path == self.data.eval:
             raise ValueError("data.calibration is the held-out file: gates would be judged on rows it was tuned to")
         for name, target in self.targets.items():
-            if target.quantize and target.quantize.method == "static-int8" and not self.data.calibration:
-                raise ValueError(f"targets.{name}: static-int8 needs data.calibration, a file of real rows")
+            if target.quantize and target.quantize.needs_calibration and not self.data.calibration:
+                what = "smoothing" if target.quantize.method == "dynamic-int8" else "static-int8"
+                raise ValueError(f"targets.{name}: {what} needs data.calibration, a file of real rows")
         return self
 
 

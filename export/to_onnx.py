@@ -20,6 +20,7 @@ from export.passes.base import GraphPass, PassResult, run_passes
 from export.passes.clean import Deduplicate, DropMetadata
 from export.passes.fuse_attention import FuseAttention
 from export.passes.keep_layer_norm import KeepLayerNorm
+from export.passes.narrow_last_layer import NarrowLastLayer
 from export.passes.rename import Rename
 from export.passes.simplify_mask import SimplifyMask
 from export.quiet import quiet_libraries
@@ -41,6 +42,8 @@ OPSETS: dict[OptimizeFor, int] = {
 
 _MIN_OPSET, _MAX_OPSET = 18, 23
 _ONE_FILE_BYTES = 2_000_000_000  # a protobuf file ends at 2³¹ bytes, graph included
+_SHORTEST = 3  # tokens; with special tokens a text of one word
+_EXPORT_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError)
 _SAMPLE = (2, 7)  # batch and length; 1 would be frozen as a constant
 
 
@@ -150,7 +153,7 @@ def _compose(model: PreTrainedModel, optimize_for: OptimizeFor) -> list[GraphPas
     if optimize_for == "onnxruntime-cpu":
         passes.append(FuseAttention())
     weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    return [*passes, KeepLayerNorm(), Deduplicate(), Rename(weights, axes=("batch", "sequence"))]
+    return [*passes, KeepLayerNorm(), NarrowLastLayer(), Deduplicate(), Rename(weights, axes=("batch", "sequence"))]
 
 
 def trace(model: PreTrainedModel, task: Task, opset: int) -> tuple[ir.Model, list[str]]:
@@ -167,24 +170,30 @@ def trace(model: PreTrainedModel, task: Task, opset: int) -> tuple[ir.Model, lis
     Raises:
         UnsupportedError: The libraries cannot export this architecture.
     """
-    batch = torch.export.Dim("batch")
-    sequence = torch.export.Dim("sequence", max=_longest(model))
-    sample = _sample_inputs(model, task)
-    config = OnnxConfig(
-        dynamic=True,
-        dynamic_shapes={name: {0: batch, 1: sequence} for name in sample},
-        opset_version=opset,
-    )
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False
     try:
-        with quiet_libraries() as heard:
-            exported = OnnxExporter().export(model, sample, config=config)
-    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError) as error:
+        return _export(model, task, opset, shortest=None)
+    except _EXPORT_ERRORS:  # some models pad or shift by a token, which a trace cannot tell from length 1 or 2
+        pass
+    try:
+        program, notes = _export(model, task, opset, shortest=_SHORTEST)
+    except _EXPORT_ERRORS as error:
         raise UnsupportedError(
             f"{type(model).__name__} cannot be exported to ONNX with a free batch and length: {_last_cause(error)}",
             mend="Architectures of the BERT family are tested; report this one with its config.json.",
         ) from error
+    return program, [*notes, f"the graph was traced for texts of {_SHORTEST} tokens and more"]
+
+
+def _export(model: PreTrainedModel, task: Task, opset: int, *, shortest: int | None) -> tuple[ir.Model, list[str]]:
+    batch = torch.export.Dim("batch")
+    sequence = torch.export.Dim("sequence", min=shortest, max=_longest(model))
+    sample = _sample_inputs(model, task)
+    shapes = {name: {0: batch, 1: sequence} for name in sample}
+    with quiet_libraries() as heard:
+        config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=opset)
+        exported = OnnxExporter().export(model, sample, config=config)
     return exported.program, heard.notes
 
 
@@ -192,7 +201,9 @@ def _last_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip(" -") for line in str(error).strip().splitlines() if line.strip()]
-    text = next((line for line in lines if line.startswith("Not all values of")), lines[0] if lines else "")
+    text = next(
+        (line for line in lines if line.startswith(("Not all values of", "You marked"))), lines[0] if lines else ""
+    )
     return f"{type(error).__name__}: {text[:300]}"
 
 

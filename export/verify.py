@@ -314,4 +314,4 @@ def _shown(text: str) -> str:
 def _mend(precision: str) -> str:
     if precision == "fp32":
         return "The export is wrong for this model: do not ship it; report it with the checkpoint's config.json."
-    return "Keep more layers in float, calibrate on more real rows, or choose another method."
+    return "Set `smoothing: true`, keep layers in float with `exclude`, or calibrate on more real rows."

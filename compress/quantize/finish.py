@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import onnx_ir as ir
 from onnx_ir.passes.common import (
@@ -17,6 +18,8 @@ from onnx_ir.passes.common import (
 from edgesmith.files import storage_errors, temporary_sibling
 
 __all__ = ["LARGEST_SINGLE_FILE_BYTES", "clean_", "model_size_bytes", "write_model"]
+
+T = TypeVar("T")
 
 # protobuf cannot hold more than 2 GiB in a message; the graph itself needs room too.
 LARGEST_SINGLE_FILE_BYTES = (2 << 30) - (64 << 20)
@@ -43,10 +46,10 @@ def clean_(model: ir.Model) -> None:
 def write_model(
     model: ir.Model,
     destination: Path,
-    check: Callable[[Path], None],
+    check: Callable[[Path], T],
     *,
     single_file_bytes: int = LARGEST_SINGLE_FILE_BYTES,
-) -> None:
+) -> T:
     """Write `destination`, with `destination`.data beside it when one file cannot hold the weights.
 
     A failure leaves neither file, and what was there before as it was.
@@ -56,6 +59,9 @@ def write_model(
         destination: Where it appears, whole or not at all.
         check: Called with the written file before it appears; whatever it raises stops that.
         single_file_bytes: Weights of more bytes are written beside the graph.
+
+    Returns:
+        What `check` returned.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written.
@@ -68,22 +74,25 @@ def write_model(
         try:
             folder.mkdir()
             ir.save(model, folder / destination.name, external_data=external, size_threshold_bytes=1024)
-            check(folder / destination.name)
+            checked = check(folder / destination.name)
             beside = destination.with_name(f"{destination.name}.data")
             if external:
                 (folder / external).replace(beside)
             (folder / destination.name).replace(destination)
             if not external:
                 beside.unlink(missing_ok=True)
+            return checked
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def model_size_bytes(path: Path) -> int:
-    """Return the size of an ONNX file together with the external data that it names."""
-    names = {
-        tensor.location
-        for tensor in (v.const_value for v in ir.load(path).graph.initializers.values())
-        if isinstance(tensor, ir.ExternalTensor)
-    }
+def model_size_bytes(model: ir.Model, path: Path) -> int:
+    """Return the size of an ONNX file together with the external data that it names.
+
+    Args:
+        model: As read from the file, not yet changed.
+        path: The file.
+    """
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    names = {tensor.location for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
     return path.stat().st_size + sum((path.parent / str(name)).stat().st_size for name in names)

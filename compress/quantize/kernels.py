@@ -72,27 +72,33 @@ def quantize_symmetric(
         raise ValueError("weights are not finite")
     limit = _REDUCED_RANGE if reduce_range else _FULL_RANGE
     others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
-    largest = np.abs(weight).max(axis=others).astype(np.float64)
+    largest = np.maximum(weight.max(axis=others), -weight.min(axis=others)).astype(np.float64)
     scale = (largest / limit).astype(np.float32)
     # An all-zero or subnormal channel has codes 0 whatever its scale.
     scale[scale < np.finfo(np.float32).tiny] = 1
-    codes = np.rint(weight / np.expand_dims(scale, others))
+    codes = weight / np.expand_dims(scale, others)
+    np.rint(codes, out=codes)
     np.clip(codes, -limit, limit, out=codes)
     if unsigned:
-        return QuantizedArray((codes + 128).astype(np.uint8), scale, 128, axis)
+        codes += 128
+        return QuantizedArray(codes.astype(np.uint8), scale, 128, axis)
     return QuantizedArray(codes.astype(np.int8), scale, 0, axis)
 
 
 def dequantize(array: QuantizedArray) -> NDArray[np.float32]:
     """Return the values that the codes stand for, float32 of the shape of the codes."""
     others = tuple(i for i in range(array.codes.ndim) if i != array.axis % array.codes.ndim)
-    centred = array.codes.astype(np.float32) - np.float32(array.zero_point)
-    return np.asarray(centred * np.expand_dims(array.scale, others), dtype=np.float32)
+    values = array.codes.astype(np.float32)
+    values -= np.float32(array.zero_point)
+    values *= np.expand_dims(array.scale, others)
+    return values
 
 
 def relative_error(weight: NDArray[np.float32], array: QuantizedArray) -> float:
     """Return the root mean square of the error over that of `weight`; 0 for an all-zero weight."""
-    error = np.linalg.norm(weight - dequantize(array))
+    difference = dequantize(array)
+    difference -= weight
+    error = np.linalg.norm(difference)
     size = np.linalg.norm(weight)
     return float(error / size) if size else 0.0
 

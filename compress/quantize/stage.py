@@ -82,7 +82,7 @@ def quantize_onnx(
         )
     with storage_errors(source):
         model = ir.load(source)
-        size_before = model_size_bytes(source)
+        size_before = model_size_bytes(model, source)
     rewrites = prepare_(model)
     layers, skipped = find_layers(model.graph, config.select)
     if not layers:
@@ -100,7 +100,7 @@ def quantize_onnx(
     rewrites["scale folded into LayerNormalization"] = fold_scales_(builder, model.graph)
     clean_(model)
     check = partial(_check_written, destination=destination, size_before=size_before)
-    write_model(model, destination, check, single_file_bytes=single_file_bytes)
+    size_after = write_model(model, destination, check, single_file_bytes=single_file_bytes)
     floats = Counter(node.op_type for node in model.graph.all_nodes() if node.op_type not in _NOT_FLOAT)
     return QuantizeResult(
         quantized=quantized,
@@ -108,7 +108,7 @@ def quantize_onnx(
         float_operators=dict(sorted(floats.items())),
         rewrites=rewrites,
         size_before_bytes=size_before,
-        size_after_bytes=model_size_bytes(destination),
+        size_after_bytes=size_after,
         activation_ranges=ranges,
     )
 
@@ -185,8 +185,8 @@ def _scales(ranges: Mapping[str, tuple[float, float]], config: StaticInt8Config)
     return {name: activation_scale(low, high, signed=signed) for name, (low, high) in ranges.items()}
 
 
-def _check_written(path: Path, *, destination: Path, size_before: int) -> None:
-    """Read the written file back.
+def _check_written(path: Path, *, destination: Path, size_before: int) -> int:
+    """Read the written file back and return its size.
 
     Raises:
         VerificationError: It is not smaller than the source, or holds no 8-bit weights.
@@ -194,6 +194,7 @@ def _check_written(path: Path, *, destination: Path, size_before: int) -> None:
     written = ir.load(path)
     if not any(value.dtype in {ir.DataType.INT8, ir.DataType.UINT8} for value in written.graph.initializers.values()):
         raise VerificationError(f"{destination}: holds no 8-bit weights after quantization")
-    size = model_size_bytes(path)
+    size = model_size_bytes(written, path)
     if size >= size_before:
         raise VerificationError(f"{destination}: {size} bytes after quantization, {size_before} before")
+    return size

@@ -121,8 +121,11 @@ def prove_merge(
         saved = (
             f"; {proof.max_abs_diff_saved:.2g} as saved in {proof.saved_dtype} (allowed {proof.saved_tolerance:.2g})"
         )
+    found = f"{proof.max_abs_diff:.2g} in fp32"
+    if proof.max_abs_diff_float64 is not None:
+        found += f", {proof.max_abs_diff_float64:.2g} in fp64, which decides"
     progress.note(
-        f"merge: largest difference to base + adapter on {proof.num_rows} rows: {proof.max_abs_diff:.2g} in fp32 "
+        f"merge: largest difference to base + adapter on {proof.num_rows} rows: {found} "
         f"(allowed {proof.tolerance:g}){saved}"
     )
     return proof

@@ -81,15 +81,19 @@ class QuantizeStage(Stage):
         return self.seal(folder, kind="onnx", task=task.name, precision="int8", signature=signature)
 
     def _config(self) -> DynamicInt8Config | StaticInt8Config:
-        from compress.quantize.config import DynamicInt8Config, StaticInt8Config
+        from compress.quantize.config import DynamicInt8Config, LayerSelection, SmoothingConfig, StaticInt8Config
 
+        if self.method.needs_calibration and self.calibration is None:
+            raise UsageError(
+                f"{self.method.method}{' with smoothing' if self.method.is_smoothed else ''} takes ranges from real "
+                "rows, and none were given",
+                mend="Name a file of them: --calibration train.jsonl, or data.calibration in a recipe.",
+            )
+        select = LayerSelection(exclude=self.method.exclude)
+        smoothing = SmoothingConfig() if self.method.is_smoothed else None
+        reduce_range = self.method.reduce_range
         match self.method.method:
             case "dynamic-int8":
-                return DynamicInt8Config(reduce_range=self.method.reduce_range)
+                return DynamicInt8Config(select=select, reduce_range=reduce_range, smoothing=smoothing)
             case "static-int8":
-                if self.calibration is None:
-                    raise UsageError(
-                        "static-int8 takes activation ranges from real rows, and none were given",
-                        mend="Name a file of them: --calibration train.jsonl, or data.calibration in a recipe.",
-                    )
-                return StaticInt8Config(reduce_range=self.method.reduce_range)
+                return StaticInt8Config(select=select, reduce_range=reduce_range, smoothing=smoothing)

@@ -19,6 +19,7 @@ from export.passes.match import axis_name, float_min, ints, new_node, other_inpu
 __all__ = ["FuseAttention"]
 
 CONTRIB = "com.microsoft"
+_MASK_TYPES = (ir.DataType.BOOL, ir.DataType.INT32, ir.DataType.INT64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +190,8 @@ def _padding_of(bias: ir.Value) -> ir.Value | None:
         return None
     mask = spread.inputs[0]
     cast = producer(mask, "Cast")
-    return mask if cast is None or cast.inputs[0] is None else cast.inputs[0]
+    source = mask if cast is None else cast.inputs[0]
+    return source if source is not None and source.dtype in _MASK_TYPES else None
 
 
 def _is_full_bias(bias: ir.Value, scores: ir.Value) -> bool:

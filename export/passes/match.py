@@ -9,7 +9,19 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-__all__ = ["axis_name", "constant", "ints", "new_constant", "other_input", "perm", "producer", "scalar", "sole_user"]
+__all__ = [
+    "axis_name",
+    "constant",
+    "float_min",
+    "ints",
+    "new_constant",
+    "new_node",
+    "other_input",
+    "perm",
+    "producer",
+    "scalar",
+    "sole_user",
+]
 
 
 def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
@@ -71,9 +83,12 @@ def axis_name(value: ir.Value | None, axis: int) -> str | int | None:
 
 
 def new_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    """Add an initializer, or find the one that an earlier call added under this name."""
-    if name in graph.initializers:
+    """Add an initializer, or find the equal one that an earlier call added under this name."""
+    known = constant(graph.initializers.get(name))
+    if known is not None and known.dtype == array.dtype and np.array_equal(known, array):
         return graph.initializers[name]
+    while name in graph.initializers:
+        name += "_"
     value = ir.Value(
         name=name,
         const_value=ir.tensor(array, name=name),

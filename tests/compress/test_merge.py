@@ -326,6 +326,56 @@ def test_other_files_come_along_and_the_adapters_tokenizer_wins_as_a_whole(llama
     assert f"tokenizer: from {adapter}" in result.notes
 
 
+def test_a_quantized_base_is_dequantized_when_asked(llama: Path, tmp_path: Path) -> None:
+    base, size = tmp_path / "fp8", 16
+    base.mkdir()
+    tensors: dict[str, torch.Tensor] = {}
+    for name, value in load_file(llama / "model.safetensors").items():
+        tensors[name] = value
+        if "proj" in name:  # weights of block-wise float8: one scale for each square of 16 × 16
+            rows, columns = (side // size for side in value.shape)
+            blocks = value.reshape(rows, size, columns, size)
+            scale = blocks.abs().amax((1, 3)) / 448
+            codes = (blocks / scale[:, None, :, None]).to(torch.float8_e4m3fn)
+            tensors |= {name: codes.reshape(value.shape), f"{name}_scale_inv": scale}
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((llama / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [size, size]}
+    (base / "config.json").write_text(json.dumps(config))
+    adapter = save_adapter(tmp_path / "adapter", llama, LLAMA, peft.LoraConfig(**LORA))
+
+    result = merge(base, adapter, tmp_path / "out", dequantize=True)
+    assert "base: fp8 weights were dequantized first; their rounding errors stay" in result.notes
+    assert sorted(path.name for path in result.path.iterdir()) == ["config.json", "model.safetensors"]
+    assert "quantization_config" not in open_checkpoint(result.path).config
+    exact = load_file(merge(llama, adapter, tmp_path / "exact").path / "model.safetensors")
+    merged = load_file(result.path / "model.safetensors")
+    assert exact.keys() == merged.keys()
+    assert max(float((exact[name] - merged[name]).abs().max()) for name in exact) < 0.02
+    assert verify(base, adapter, result.path).max_abs_diff <= 1e-4
+
+
+def test_memory_and_sizes_are_reported(llama: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tmp_path / "adapter", llama, LLAMA, peft.LoraConfig(**LORA))
+    result = merge(llama, adapter, tmp_path / "out")
+    assert result.weights_bytes == open_checkpoint(llama).weights_bytes
+    assert result.largest_tensor_bytes == VOCAB * 32 * 4
+    assert result.peak_memory_bytes > result.peak_memory_added_bytes >= 0
+
+
+def test_large_outputs_are_judged_in_float64(tmp_path: Path, llama: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_bytes((llama / "config.json").read_bytes())
+    tensors = load_file(llama / "model.safetensors")
+    tensors["lm_head.weight"] *= 300
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    adapter = save_adapter(tmp_path / "adapter", base, LLAMA, peft.LoraConfig(**LORA))
+    result = merge(base, adapter, tmp_path / "out")
+    verification = verify(base, adapter, result.path)
+    assert verification.max_abs_diff > 1e-4 >= (verification.max_abs_diff_float64 or 1)
+
+
 def test_old_names_of_tensors_are_understood(tmp_path: Path) -> None:
     base = save_model(tmp_path / "base", BERT, bert_config(num_labels=3))
     tensors = load_file(base / "model.safetensors")

@@ -44,6 +44,11 @@ SLOW: dict[str, tuple[bool, dict[str, Any], int]] = {
     "DebertaV2Config": (False, {**DISENTANGLED, "position_buckets": 8}, 0),
     "ElectraConfig": (True, {**SMALL, "embedding_size": 16}, 2),
     "ErnieConfig": (True, SMALL, 2),
+    "MobileBertConfig": (
+        True,
+        {**SMALL, "embedding_size": 32, "true_hidden_size": 32, "intra_bottleneck_size": 32},
+        2,
+    ),
     "ModernBertConfig": (False, {**SMALL, "local_attention": 8, "global_attn_every_n_layers": 2}, 0),
     "RemBertConfig": (True, {**SMALL, "input_embedding_size": 16}, 2),
     "RoFormerConfig": (True, {**SMALL, "embedding_size": 32}, 0),
@@ -58,7 +63,7 @@ def check(name: str, makers: dict[str, tuple[bool, dict[str, Any], int]], make: 
     result = export_onnx(checkpoint, out, task=task)
     [fused] = [each for each in result.passes if each.name == "fuse-attention"]
     assert fused.num_changes == num_fused
-    assert bool(result.notes) == (num_fused == 0), "what was left unfused is said"
+    assert any("left as plain operators" in note for note in result.notes) == (num_fused == 0)
     batches = make_batches(task, task.sample_examples()[:16])
     reference, engine = TorchEngine(checkpoint, task), open_engine(open_artifact(result.path))
     verify_outputs(reference, engine, batches, task=task, precision="fp32")

@@ -19,6 +19,7 @@ from export.passes.base import GraphPass, PassError, PassResult, run_passes
 from export.passes.clean import Deduplicate, DropMetadata
 from export.passes.fuse_attention import FuseAttention
 from export.passes.keep_layer_norm import KeepLayerNorm
+from export.passes.narrow_last_layer import NarrowLastLayer
 from export.passes.rename import Rename
 from export.passes.simplify_mask import SimplifyMask
 from export.to_onnx import trace
@@ -61,7 +62,6 @@ def count(model: ir.Model) -> Counter[str]:
     "graph_pass",
     [
         DropMetadata(),
-        Deduplicate(),
         SimplifyMask(),
         FuseAttention(),
         KeepLayerNorm(),
@@ -72,7 +72,7 @@ def count(model: ir.Model) -> Counter[str]:
 def test_outputs_stay_within_rounding(graph_pass: GraphPass, traced: Path, batch: Arrays) -> None:
     model = ir.load(traced)
     expected = run(model, batch)
-    if isinstance(graph_pass, FuseAttention | Deduplicate):
+    if isinstance(graph_pass, FuseAttention):
         run_passes(model, [SimplifyMask()])
     [result] = run_passes(model, [graph_pass])
     assert result.num_changes > 0
@@ -137,8 +137,9 @@ def optimized_operators(model: ir.Model, path: Path) -> Counter[str]:
     return count(ir.load(path))
 
 
-def test_equal_weights_are_kept_once(traced: Path) -> None:
+def test_equal_weights_are_kept_once(traced: Path, batch: Arrays) -> None:
     model = ir.load(traced)
+    expected = run(model, batch)
     weight = next(value for value in model.graph.initializers.values() if value.shape == ir.Shape([384, 384]))
     assert weight.const_value is not None
     copy = ir.Value(
@@ -150,7 +151,9 @@ def test_equal_weights_are_kept_once(traced: Path) -> None:
     model.graph.register_initializer(copy)
     reader = next(iter(weight.uses())).node
     reader.replace_input_with(1, copy)
-    run_passes(model, [Deduplicate()])
+    [result] = run_passes(model, [Deduplicate()])
+    assert result.num_changes == 1
+    assert np.array_equal(run(model, batch), expected)
     assert ("copy" in model.graph.initializers) != (weight.name in model.graph.initializers)
 
 
@@ -199,3 +202,36 @@ def test_a_broken_graph_is_an_error_that_names_the_pass(
     with pytest.raises(PassError, match=message) as caught:
         run_passes(ir.load(traced), [broken])
     assert broken(ir.load(traced)).name in str(caught.value)
+
+
+def narrowed(traced: Path) -> tuple[ir.Model, PassResult]:
+    model = ir.load(traced)
+    *_, result = run_passes(model, [SimplifyMask(), FuseAttention(), Deduplicate(), NarrowLastLayer()])
+    return model, result
+
+
+def test_only_the_token_that_is_read_goes_through_the_last_layer(traced: Path, batch: Arrays) -> None:
+    expected = run(ir.load(traced), batch)
+    model, result = narrowed(traced)
+    assert result.num_changes == 14
+    assert np.abs(run(model, batch) - expected).max() <= 1e-5
+    lengths = [
+        node.outputs[0].shape[1]
+        for node in model.graph
+        if node.op_type in ("MatMul", "MultiHeadAttention") and node.outputs[0].shape is not None
+    ]
+    # 7 in each layer: query, key, value, attention, output and two of the feed-forward part
+    assert len(lengths) == 42
+    assert [length == 1 for length in lengths].count(True) == 5, "all of the last layer but keys and values"
+    assert 1 not in lengths[:35]
+
+
+def test_states_that_leave_the_graph_are_all_computed(traced: Path) -> None:
+    model = ir.load(traced)
+    run_passes(model, [SimplifyMask(), FuseAttention(), Deduplicate()])
+    [gather] = [node for node in model.graph if node.op_type == "Gather" and node.attributes["axis"].as_int() == 1]
+    states = gather.inputs[0]
+    assert states is not None
+    model.graph.outputs.append(states)
+    [result] = run_passes(model, [NarrowLastLayer()])
+    assert result.num_changes == 0

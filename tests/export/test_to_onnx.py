@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ def test_what_stands_in_padding_does_not_matter(engine: Engine, classifier_task:
     assert np.array_equal(engine.run(arrays)["logits"], expected)
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes(
     classifier_export: ExportResult, classifier_folder: Path, tmp_path: Path
 ) -> None:
@@ -119,23 +121,28 @@ def test_weights_past_the_limit_go_beside_the_graph(
 
 @pytest.mark.parametrize(("optimize_for", "opset"), [("portable", None), ("portable", 20), ("onnxruntime-cpu", 18)])
 def test_opset_and_domains_are_the_targets(
-    optimize_for: OptimizeFor,
-    opset: int | None,
-    classifier_folder: Path,
-    classifier_task: Task,
-    tmp_path: Path,
-    reference: TorchEngine,
+    optimize_for: OptimizeFor, opset: int | None, tiny_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
-    result = export_onnx(classifier_folder, tmp_path, task=classifier_task, optimize_for=optimize_for, opset=opset)
+    checkpoint = tiny_checkpoint(
+        "BertConfig",
+        token_types=True,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    task = load_task(checkpoint, "text-classification")
+    result = export_onnx(checkpoint, tmp_path / "out", task=task, optimize_for=optimize_for, opset=opset)
     model = onnx.load(result.path)
     onnx.checker.check_model(model)
     imports = {entry.domain: entry.version for entry in model.opset_import}
     assert imports[""] == result.opset == (opset or OPSETS[optimize_for])
     expected = {""} if optimize_for == "portable" else {"", "com.microsoft"}
     assert {node.domain for node in model.graph.node} == imports.keys() == expected
-    arrays = encode(classifier_task, ["One text.", "Another text, a good deal longer."])
+    arrays = encode(task, [one.text for one in task.sample_examples()[:5]])
     got = open_engine(open_artifact(result.path)).run(arrays)["logits"]
-    assert np.abs(got - reference.run(arrays)["logits"]).max() <= 1e-5
+    assert np.abs(got - TorchEngine(checkpoint, task).run(arrays)["logits"]).max() <= 1e-5
 
 
 def test_hidden_states_of_the_encoder_agree_with_torch(minilm_folder: Path, tmp_path: Path) -> None:
