@@ -134,7 +134,7 @@ def _show_run(result: Any) -> None:
     console.print_table(*result.table())
     for target in result.targets:
         for verdict in target.verdicts:
-            console.say(f"{target.name}: {verdict.gate}: {verdict.verdict}: {verdict.reason}")
+            console.say(f"{verdict.verdict} {target.name} {verdict.gate}: {verdict.reason}")
     overall = result.verdict if result.is_judged else "no gates set: nothing was judged"
     console.say(f"{overall} in {format_seconds(result.seconds)}; reports, artifacts and evidence are in {result.out}")
 
@@ -379,7 +379,7 @@ def gate(
         console.print_json({"verdict": overall, "gates": [verdict.to_json() for verdict in verdicts]})
     else:
         for verdict in verdicts:
-            console.say(f"{verdict.gate}: {verdict.verdict}: {verdict.reason}")
+            console.say(f"{verdict.verdict} {verdict.gate}: {verdict.reason}")
         console.say(overall)
     raise typer.Exit(_EXIT_BY_VERDICT[overall])
 

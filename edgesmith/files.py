@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import secrets
@@ -17,6 +18,7 @@ __all__ = [
     "atomic_write",
     "copy_tree",
     "fsync_tree",
+    "hold_lock",
     "publish_folder",
     "sha256_file",
     "sha256_text",
@@ -120,6 +122,25 @@ def fsync_tree(folder: Path) -> None:
         for name in names:
             _fsync(Path(parent, name))
         _fsync(Path(parent))
+
+
+@contextmanager
+def hold_lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a folder, or on a file that is made for it; others wait.
+
+    The lock belongs to the open file, so the system releases it when its holder is killed.
+
+    Raises:
+        StorageError: the file cannot be made or opened.
+    """
+    with storage_errors(path):
+        flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def publish_folder(temporary: Path, destination: Path) -> None:

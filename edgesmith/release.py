@@ -8,12 +8,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.artifact import MANIFEST, Artifact, open_artifact
 from edgesmith.errors import EdgesmithError, UsageError
 from edgesmith.evidence import BASELINE_FILE, evidence_of
-from edgesmith.files import atomic_write, copy_tree
+from edgesmith.files import atomic_write, copy_tree, hold_lock, storage_errors
 from edgesmith.pipeline import Made, TargetResult, walk
 from edgesmith.progress import Progress
 from edgesmith.recipe import Recipe, load_recipe
@@ -125,10 +126,11 @@ def make_release(
     _check_destination(destination, recipe)
     runner = Runner(store=Store(store_root or default_store_root()), progress=progress)
     made = walk(recipe, path.parent, runner)
-    targets = tuple(_release_target(recipe, made, target, destination) for target in made.targets)
-    _note_baselines(destination, targets)
-    for released, target in zip(targets, made.targets, strict=True):
-        _report(recipe, made, target, released, destination, _command(path, settings))
+    with hold_lock(destination):  # another run may be delivering into the same folder
+        targets = tuple(_release_target(recipe, made, target, destination) for target in made.targets)
+        _note_baselines(destination, targets)
+        for released, target in zip(targets, made.targets, strict=True):
+            _report(recipe, made, target, released, destination, _command(path, settings))
     _for_ci(targets, junit, summary)
     return Release(out=destination, steps=tuple(runner.steps), targets=targets, seconds=time.monotonic() - start)
 
@@ -146,9 +148,9 @@ def _check_destination(out: Path, recipe: Recipe) -> None:
         if name == "evidence":
             raise UsageError("targets.evidence: that name is taken by the folder of measurements; choose another")
         check_replaceable(out / name)
-    probe = out / ".writable"
-    atomic_write(probe, b"")
-    probe.unlink()
+    with storage_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=out).close()
 
 
 def _release_target(recipe: Recipe, made: Made, target: TargetResult, out: Path) -> ReleasedTarget:

@@ -13,7 +13,6 @@ an open file, so the system releases it when its holder is killed.
 from __future__ import annotations
 
 import ast
-import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -28,7 +27,7 @@ from pydantic import JsonValue
 
 from edgesmith.artifact import Artifact, canonical_json, open_artifact, tool_versions
 from edgesmith.errors import ArtifactError, UsageError
-from edgesmith.files import publish_folder, storage_errors
+from edgesmith.files import hold_lock, publish_folder, storage_errors
 
 __all__ = ["StepKey", "Store", "code_digest", "default_store_root"]
 
@@ -124,12 +123,8 @@ class Store:
         path = self._folder("locks", key)
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with hold_lock(path):
             yield
-        finally:
-            os.close(descriptor)
 
 
 def default_store_root() -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -10,6 +12,7 @@ from pydantic import JsonValue
 
 from edgesmith.artifact import Artifact
 from edgesmith.errors import UnsupportedError, UsageError
+from edgesmith.files import atomic_write
 from edgesmith.progress import Progress
 from edgesmith.recipe import QuantizeOptions
 from edgesmith.stages.base import Stage
@@ -19,6 +22,7 @@ from edgesmith.tasks import load_task
 
 if TYPE_CHECKING:
     from compress.quantize.config import DynamicInt8Config, StaticInt8Config
+    from compress.quantize.result import QuantizeResult
 
 __all__ = ["QuantizeStage"]
 
@@ -72,10 +76,7 @@ class QuantizeStage(Stage):
             feeds = (task.encode([example]) for example in progress.track(calibration, "calibrate"))
         source = self.source.path if self.source.path.is_file() else self.source.file(MODEL_FILE)
         result = quantize_onnx(source, folder / MODEL_FILE, self._config(), feeds, progress=progress)
-        progress.note(
-            f"quantize: {len(result.quantized)} layers to int8, {len(result.skipped)} left in float"
-            + (f" ({result.skipped[0].name}: {result.skipped[0].reason})" if result.skipped else "")
-        )
+        _tell(result, folder, progress)
         carry_files(self.source.folder, folder)
         signature = close_graph(folder, task=task, examples=examples, precision="int8")
         return self.seal(folder, kind="onnx", task=task.name, precision="int8", signature=signature)
@@ -97,3 +98,18 @@ class QuantizeStage(Stage):
                 return DynamicInt8Config(select=select, reduce_range=reduce_range, smoothing=smoothing)
             case "static-int8":
                 return StaticInt8Config(select=select, reduce_range=reduce_range, smoothing=smoothing)
+
+
+def _tell(result: QuantizeResult, folder: Path, progress: Progress) -> None:
+    """Say what was left in float and why, and write all of it into the artifact's `quantization.json`."""
+    progress.note(f"quantize: {len(result.quantized)} layers to int8, {len(result.skipped)} left in float")
+    for reason, count in Counter(node.reason for node in result.skipped).most_common():
+        names = [node.name for node in result.skipped if node.reason == reason]
+        progress.note(f"  in float: {', '.join(names[:3])}{' …' if count > 3 else ''}: {reason}")
+    facts = {
+        "quantized": [asdict(node) for node in result.quantized],
+        "in_float": [asdict(node) for node in result.skipped],
+        "float_operators": dict(sorted(result.float_operators.items())),
+        "activation_ranges": {name: list(bounds) for name, bounds in sorted(result.activation_ranges.items())},
+    }
+    atomic_write(folder / "quantization.json", json.dumps(facts, indent=1) + "\n")
