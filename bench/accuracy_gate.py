@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from bench.stats.proportions import (
     smallest_margin,
 )
 from bench.stats.resampling import Bounds, bootstrap_mean, paired_bootstrap
+from bench.unseen import Unseen
 from bench.verdict import Outcome, Verdict, show, show_count
 from edgesmith.errors import UsageError
 from edgesmith.gates import AccuracyGate
@@ -46,13 +47,15 @@ class _Loss:
     detectable: float
     num_needed: int | None
     detail: str
+    shortage: str = ""
+    """Why these examples cannot certify the margin, however the artifact fares on them."""
 
 
 def judge_accuracy(gate: AccuracyGate, artifact: Evaluation, baseline: Evaluation) -> Verdict:
     """Judge whether the artifact is worse than the baseline by at most the margin.
 
     A metric that counts right answers is judged by an exact test on the examples that changed sides; one that is a
-    mean over examples by bootstrap-t; any other by a paired bootstrap.
+    mean over examples by bootstrap-t; any other by a paired bootstrap, with what the rarest class may hide on top.
 
     Args:
         gate: Metric, margin and confidence.
@@ -124,9 +127,16 @@ def _counted_loss(gate: AccuracyGate, ours: NDArray[np.float64], theirs: NDArray
 
 
 def _mean_loss(gate: AccuracyGate, drops: NDArray[np.float64]) -> _Loss:
-    if len(drops) < 2:
-        return _unknown_loss(gate, float(drops.mean()), len(drops))
-    return _bounded_loss(gate, bootstrap_mean(drops, confidence=gate.confidence), float(drops.std(ddof=1)), len(drops))
+    """Judge a mean over examples. Where all drops are equal, what is left is the loss that n examples cannot show."""
+    n = len(drops)
+    unseen = smallest_margin(n, 0.0, confidence=gate.confidence)
+    if n < 2:
+        return _unknown_loss(gate, float(drops.mean()), n, unseen)
+    bounds = bootstrap_mean(drops, confidence=gate.confidence)
+    hidden = unseen if bounds.lower == bounds.upper else 0.0
+    floor = max(_MIN_RESAMPLED, required_pairs(gate.max_drop, 0.0, confidence=gate.confidence, drop=0.0) or 0)
+    loss = _bounded_loss(gate, bounds, float(drops.std(ddof=1)), n, hidden=hidden, floor=floor)
+    return replace(loss, detectable=max(loss.detectable, unseen))
 
 
 def _resampled_loss(gate: AccuracyGate, metric: str, artifact: Evaluation, baseline: Evaluation) -> _Loss:
@@ -137,11 +147,20 @@ def _resampled_loss(gate: AccuracyGate, metric: str, artifact: Evaluation, basel
     def drop(indices: NDArray[np.int64]) -> float:
         return sign * (compute[1](indices) - compute[0](indices))
 
+    unseen = Unseen.of(artifact, metric)
+    hidden = unseen.bound(gate.confidence)
     if n < 2:
-        return _unknown_loss(gate, drop(np.arange(n)), n)
+        return _unknown_loss(gate, drop(np.arange(n)), n, hidden)
     bounds = paired_bootstrap(drop, n, confidence=gate.confidence, num_resamples=_NUM_RESAMPLES)
     spread = (bounds.upper - bounds.lower) / (2 * max(normal_quantile(gate.confidence), 0.1)) * math.sqrt(n)
-    return _bounded_loss(gate, bounds, spread, n)
+    loss = _bounded_loss(gate, bounds, spread, n, hidden=hidden, floor=_MIN_RESAMPLED)
+    shown = f"{unseen.num_rows:,} rows of {unseen.what}"
+    detail = f"{loss.detail}; {shown} may hide {show(100 * hidden, rounding='up')} points"
+    if hidden <= gate.max_drop:
+        return replace(loss, detail=detail)
+    needed = unseen.required_rows(gate.max_drop, gate.confidence)
+    wanted = f"needs ≥ {needed:,}" if needed is not None else "no number does"
+    return replace(loss, detail=detail, shortage=f"{shown} are too few to certify it: it {wanted}")
 
 
 def _metric_of_indices(evaluation: Evaluation, metric: str) -> Callable[[NDArray[np.int64]], float]:
@@ -156,32 +175,48 @@ def _metric_of_indices(evaluation: Evaluation, metric: str) -> Callable[[NDArray
     )
 
 
-def _bounded_loss(gate: AccuracyGate, bounds: Bounds, spread: float, n: int) -> _Loss:
-    """Judge resampled bounds. They cannot show a loss that no example has met yet, so n has a floor."""
+def _bounded_loss(gate: AccuracyGate, bounds: Bounds, spread: float, n: int, *, hidden: float, floor: int) -> _Loss:
+    """Judge resampled bounds, to which the loss that no example has met yet is added.
+
+    Args:
+        gate: Margin and confidence.
+        bounds: By resampling.
+        spread: Standard deviation of one example's contribution.
+        n: How many examples.
+        hidden: Loss that the examples may have missed.
+        floor: Examples below which nothing passes.
+    """
     quantiles = normal_quantile(gate.confidence) + normal_quantile(POWER)
-    floor = max(_MIN_RESAMPLED, required_pairs(gate.max_drop, 0.0, confidence=gate.confidence, drop=0.0) or 0)
-    unseen = smallest_margin(n, 0.0, confidence=gate.confidence)
-    lower, upper = bounds.lower, bounds.upper
-    if lower == upper:  # equal on every example: what is left is the loss that these examples cannot show
-        lower, upper = lower - unseen, upper + unseen
-    distance = abs(gate.max_drop - bounds.estimate)
-    needed = max(floor, math.ceil((quantiles * spread / distance) ** 2)) if distance > 0 else None
+    seen = quantiles * spread / math.sqrt(n)
+    lower = bounds.lower - hidden if bounds.lower == bounds.upper else bounds.lower
+    upper = bounds.upper + hidden
+    growth = _growth_to_settle(gate.max_drop - bounds.estimate, seen, hidden)
     return _Loss(
         drop=bounds.estimate,
         lower=lower,
         upper=upper,
         is_within=upper <= gate.max_drop and n >= floor,
         is_beyond=lower > gate.max_drop and n >= _MIN_RESAMPLED,
-        detectable=max(quantiles * spread / math.sqrt(n), unseen),
-        num_needed=needed,
+        detectable=seen + hidden,
+        num_needed=None if growth is None else max(floor, math.ceil(growth * n - 1e-9)),
         detail="bootstrap over the same examples",
     )
 
 
-def _unknown_loss(gate: AccuracyGate, drop: float, n: int) -> _Loss:
+def _growth_to_settle(distance: float, seen: float, hidden: float) -> float | None:
+    """How many times more examples it takes until seen / √growth + hidden / growth is the distance to the margin."""
+    if distance == 0:
+        return None
+    if distance < 0:  # to show that a loss is beyond the margin, nothing hidden counts
+        return (seen / distance) ** 2
+    return ((seen + math.sqrt(seen**2 + 4 * hidden * distance)) / (2 * distance)) ** 2
+
+
+def _unknown_loss(gate: AccuracyGate, drop: float, n: int, hidden: float) -> _Loss:
     """One example bounds nothing."""
+    floor = max(_MIN_RESAMPLED, required_pairs(gate.max_drop, 0.0, confidence=gate.confidence, drop=0.0) or 0)
     bounds = Bounds(estimate=drop, lower=-1.0, upper=1.0, confidence=gate.confidence)
-    return _bounded_loss(gate, bounds, 0.0, n)
+    return replace(_bounded_loss(gate, bounds, 0.0, n, hidden=0.0, floor=floor), detectable=hidden)
 
 
 def _reason(outcome: Outcome, gate: AccuracyGate, loss: _Loss, figures: str, n: int) -> str:
@@ -200,6 +235,8 @@ def _reason(outcome: Outcome, gate: AccuracyGate, loss: _Loss, figures: str, n: 
             said = f"the true drop may be {lower} to {upper} points at {confidence}, on either side of the {margin}"
             if loss.upper <= gate.max_drop or loss.lower > gate.max_drop:
                 said = f"{n:,} examples are too few to bound the drop against the {margin}"
+            if loss.shortage:
+                said += f"; {loss.shortage}"
             if loss.num_needed is not None:
                 seen += f"; about {show_count(max(loss.num_needed, n + 1))} would settle it if the drop stays as seen"
     return f"{figures}: {said}. {seen[0].upper()}{seen[1:]}."

@@ -34,10 +34,15 @@ class Machine:
     system: str
 
     @property
+    def name(self) -> str:
+        """What tells it from another machine, in a few words."""
+        return f"{self.cpu}, {self.num_cpus} {'CPU' if self.num_cpus == 1 else 'CPUs'}"
+
+    @property
     def summary(self) -> str:
         """One line for a report's head."""
         flags = ", ".join(flag for flag in self.flags if flag not in ("fma", "avx512f"))
-        return f"{self.cpu}, {self.num_cpus} CPUs ({flags or 'no vector flags known'}), {self.system}"
+        return f"{self.name} ({flags or 'no vector flags known'}), {self.system}"
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form."""

@@ -50,7 +50,7 @@ def judge_latency(gate: LatencyGate, latency: Latency) -> Verdict:
         outcome, said = Outcome.INCONCLUSIVE, _either_side(bounds, name, limit, needed)
     evidence = (
         f"{latency.num_requests:,} requests, {num_slow:,} of them slower than the limit; {latency.inputs}; "
-        f"{100 * gate.confidence:g} % confidence"
+        f"measured on {latency.machine.name}; {100 * gate.confidence:g} % confidence"
     )
     gap = bounds.upper - bounds.estimate if bounds.upper is not None and bounds.estimate is not None else None
     return Verdict(
@@ -123,7 +123,8 @@ def judge_speed(gate: SpeedGate, duet: Duet) -> Verdict:
         outcome = Outcome.INCONCLUSIVE
     evidence = (
         f"estimate {show(bounds.estimate, limit)}×, {duet.num_pairs:,} pairs of turns of {duet.turn_requests} "
-        f"requests; {duet.inputs}; {100 * gate.confidence:g} % confidence; smallest visible difference {show(spread)}×"
+        f"requests; {duet.inputs}; measured on {duet.machine.name}; {100 * gate.confidence:g} % confidence; "
+        f"smallest visible difference {show(spread)}×"
     )
     return Verdict(
         gate="speed",

@@ -181,10 +181,12 @@ def check_recorded_base(adapter: Adapter, base: Checkpoint, *, allow_other_base:
         return [found] if found else []
     if allow_other_base:
         return [f"{found}; merged all the same, as asked"]
+    record = adapter.path / BASE_RECORD_NAME
+    change = f"remove {record}" if record.exists() else f"correct the base's name and revision in {CONFIG_NAME}"
     raise MergeError(
         f"{adapter.describe()}: {found}",
-        mend="Give the base that the adapter was trained on; or, if it is the same model under another name, "
-        "allow another base explicitly.",
+        mend=f"Merge into the base that the adapter was trained on. If you know that these are the same weights, "
+        f"{change}.",
     )
 
 

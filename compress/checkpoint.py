@@ -21,7 +21,6 @@ from edgesmith.files import storage_errors
 __all__ = [
     "Checkpoint",
     "check_inside",
-    "checkpoint_weights_bytes",
     "open_checkpoint",
     "quantization_of",
     "read_json",
@@ -64,11 +63,6 @@ class Checkpoint:
                     )
                 self.entries[name] = entry
                 self._file_of[name] = file
-
-    @property
-    def weights_bytes(self) -> int:
-        """Bytes of all tensors, headers not counted."""
-        return sum(entry.size_bytes for entry in self.entries.values())
 
     @property
     def dtype(self) -> str:
@@ -161,15 +155,6 @@ def quantization_of(config: Mapping[str, Any]) -> str | None:
         return "bitsandbytes 8-bit"
     bits = settings.get("bits")
     return f"{method or 'unknown'}{f' {bits}-bit' if bits else ''}"
-
-
-def checkpoint_weights_bytes(folder: Path) -> int:
-    """Count the bytes of all weights of a checkpoint, headers not counted.
-
-    Raises:
-        CheckpointError: see `open_checkpoint`.
-    """
-    return open_checkpoint(folder).weights_bytes
 
 
 def weights_digest(folder: Path) -> str:

@@ -27,6 +27,7 @@ from compress.checkpoint import Checkpoint, open_checkpoint, quantization_of
 from compress.dequantize import dequantize_checkpoint
 from compress.memory import PeakMemory
 from compress.merge import merge_adapter
+from compress.rounding import check_rounding
 from compress.skeleton import TORCH_DTYPES, build_skeleton, load_config, quiet_transformers
 from edgesmith.errors import CheckpointError, UsageError, VerificationError
 from edgesmith.progress import SILENT, Progress
@@ -79,8 +80,8 @@ def verify_merge(
     """Run base + adapters and the merged checkpoint on the same inputs, in float32, and compare all outputs.
 
     A checkpoint saved in a narrower type cannot be as close as its arithmetic was: rounding a weight changes
-    the outputs. So the merge is repeated in float32 for the comparison within `tolerance`, and the checkpoint as
-    saved is compared too, within what its type can explain.
+    the outputs. So the merge is repeated in float32 for the comparison within `tolerance`; every tensor as saved
+    must be the repeated one rounded, bit for bit, and its outputs within what its type can explain.
 
     Args:
         base: What `merge_adapter` was given; a quantized one is dequantized again.
@@ -94,7 +95,8 @@ def verify_merge(
 
     Raises:
         UsageError: there are no inputs.
-        VerificationError: a difference exceeds what is allowed, or an output is no number.
+        VerificationError: a difference exceeds what is allowed, an output is no number, or a saved tensor is not
+            the merged one rounded.
     """
     num_rows = sum(len(next(iter(batch.values()))) for batch in inputs if batch)
     if not num_rows:
@@ -107,9 +109,11 @@ def verify_merge(
         floating = _in_floating_point(base, Path(folder) / "base")
         sides = _Sides(floating, opened, merged, checkpoint, inputs, progress)
         exact = merged
-        if checkpoint.dtype != "F32":
+        narrow = {entry.dtype for entry in checkpoint.entries.values() if entry.is_floating} - {"F32"}
+        if narrow:
             exact = Path(folder) / "merged"
             _merge_in_float32(floating, adapters, exact, sides.model_class)
+            check_rounding(checkpoint, open_checkpoint(exact))
         expected = sides.run_reference(torch.float32)
         found = sides.run_folder(exact, torch.float32)
         saved = found if exact is merged else sides.run_folder(merged, torch.float32)
@@ -119,14 +123,14 @@ def verify_merge(
             exact_difference = _largest_difference(
                 sides.run_reference(torch.float64), sides.run_folder(exact, torch.float64)
             )
-    scale = max(float(np.abs(value).max(initial=0.0)) for value in expected.values())
+    scale = float(np.max([np.abs(value).max(initial=0.0) for value in expected.values()]))
     result = MergeVerification(
         max_abs_diff=difference,
         max_abs_diff_float64=exact_difference,
         mean_abs_diff=_mean_difference(expected, found),
         tolerance=tolerance,
         max_abs_diff_saved=_largest_difference(expected, saved),
-        saved_tolerance=max(tolerance, difference, 4 * torch.finfo(TORCH_DTYPES[checkpoint.dtype]).eps * scale),
+        saved_tolerance=max(tolerance, difference, 4 * _rounding_unit({*narrow, "F32"}) * scale),
         saved_dtype=checkpoint.dtype,
         max_abs_output=scale,
         num_rows=num_rows,
@@ -156,6 +160,10 @@ def _judge(merged: Path, result: MergeVerification) -> None:
 
 def _merge_in_float32(base: Path, adapters: Sequence[AdapterSpec], out: Path, model_class: type[Any]) -> None:
     merge_adapter(base, adapters, out, model_class=model_class.__name__, dtype="float32", allow_other_base=True)
+
+
+def _rounding_unit(dtypes: set[str]) -> float:
+    return max(float(torch.finfo(TORCH_DTYPES[dtype]).eps) for dtype in dtypes if dtype in TORCH_DTYPES)
 
 
 def _in_floating_point(base: Path, out: Path) -> Path:
@@ -253,7 +261,14 @@ def _run(model: Any, inputs: Sequence[Batch], description: str, progress: Progre
             for name, value in outputs.items():
                 if isinstance(value, torch.Tensor) and value.is_floating_point():
                     collected.setdefault(name, []).append(value.numpy().reshape(-1))
-    return {name: np.concatenate(values) for name, values in collected.items()}
+    joined = {name: np.concatenate(values) for name, values in collected.items()}
+    for name, value in joined.items():
+        if count := int(np.count_nonzero(~np.isfinite(value))):
+            raise VerificationError(
+                f"{description}: output {name!r} holds {count} NaN or infinite values out of {value.size}",
+                mend="Do not use these weights: take an earlier checkpoint or adapter, or merge again.",
+            )
+    return joined
 
 
 def _with_decoder_start(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -268,7 +283,8 @@ def _with_decoder_start(model: Any, tensors: dict[str, torch.Tensor]) -> dict[st
 
 
 def _largest_difference(expected: Outputs, found: Outputs) -> float:
-    return max(float(np.abs(_paired(expected, found, name)).max(initial=0.0)) for name in expected)
+    # Python's own `max` drops a NaN that is not first.
+    return float(np.max([np.abs(_paired(expected, found, name)).max(initial=0.0) for name in expected]))
 
 
 def _mean_difference(expected: Outputs, found: Outputs) -> float:

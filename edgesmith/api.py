@@ -83,6 +83,7 @@ def run(
     store: Path | None = None,
     junit: Path | None = None,
     summary: Path | None = None,
+    remeasure: bool = False,
     progress: Progress = SILENT,
 ) -> Release:
     """Do everything that a recipe says; steps that the store has are not done again.
@@ -94,6 +95,7 @@ def run(
         store: Cache of finished steps.
         junit: Also write the verdicts as JUnit XML.
         summary: Also write the verdicts as Markdown.
+        remeasure: Take times anew that the store has.
         progress: Shows how far it is.
 
     Returns:
@@ -105,7 +107,14 @@ def run(
     from edgesmith.release import make_release
 
     return make_release(
-        recipe, out=out, settings=settings, store_root=store, junit=junit, summary=summary, progress=progress
+        recipe,
+        out=out,
+        settings=settings,
+        store_root=store,
+        junit=junit,
+        summary=summary,
+        remeasure=remeasure,
+        progress=progress,
     )
 
 

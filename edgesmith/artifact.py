@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -22,6 +23,7 @@ from edgesmith.files import atomic_write, sha256_file, storage_errors
 
 __all__ = [
     "MANIFEST",
+    "SIDE_FILES",
     "Artifact",
     "FileEntry",
     "Kind",
@@ -30,12 +32,25 @@ __all__ = [
     "Signature",
     "TensorSpec",
     "open_artifact",
+    "read_artifact",
     "tool_versions",
     "write_artifact",
 ]
 
 MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 16 << 20
+# The folders of a found checkpoint that belong to it: sentence-transformers' modules, and chat templates.
+_CHECKPOINT_FOLDERS = re.compile(r"(\d+_\w+/|additional_chat_templates/)?[^/]+$")
+SIDE_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "task.json",
+)
+"""What a runtime reads beside a graph, and so what travels with it."""
 
 Kind = Literal["checkpoint", "onnx", "genai", "gguf", "tensorrt", "ort", "executorch", "evidence"]
 
@@ -227,7 +242,7 @@ def open_artifact(path: Path, *, kinds: tuple[Kind, ...] = get_args(Kind)) -> Ar
     """
     if not path.exists():
         raise UsageError(f"{path}: no such file or folder")
-    artifact = _read(path) if (path / MANIFEST).is_file() else _derive(path)
+    artifact = read_artifact(path) if (path / MANIFEST).is_file() else _derive(path)
     if artifact.kind not in kinds:
         raise UnsupportedError(
             f"{path}: is of kind {artifact.kind!r}, but this needs {' or '.join(repr(kind) for kind in kinds)}"
@@ -235,8 +250,15 @@ def open_artifact(path: Path, *, kinds: tuple[Kind, ...] = get_args(Kind)) -> Ar
     return artifact
 
 
-def _read(folder: Path) -> Artifact:
+def read_artifact(folder: Path) -> Artifact:
+    """Open an artifact of ours, which has a manifest, and check every file against its hash.
+
+    Raises:
+        ArtifactError: there is no manifest, or it is damaged, or a file is missing, was added or was altered.
+    """
     source = folder / MANIFEST
+    if not source.is_file():
+        raise ArtifactError(f"{source}: is missing", mend="Get the artifact again from where it was made.")
     with storage_errors(source):
         if source.stat().st_size > _MAX_MANIFEST_BYTES:
             raise ArtifactError(f"{source}: is {source.stat().st_size:,} bytes; a manifest has at most 16 MiB")
@@ -269,7 +291,8 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         raise ArtifactError(f"{folder / name}: was added; the manifest does not name it", mend=mend)
     for name, entry in sorted(expected.items()):
         path = folder / name
-        size_bytes = path.stat().st_size
+        with storage_errors(path):
+            size_bytes = path.stat().st_size
         if size_bytes != entry.size_bytes:
             raise ArtifactError(
                 f"{path}: has {size_bytes:,} bytes, but the manifest says {entry.size_bytes:,}", mend=mend
@@ -284,8 +307,8 @@ def check_files(folder: Path, manifest: Manifest) -> None:
 def _derive(path: Path) -> Artifact:
     """Make a manifest for files that came without one."""
     if path.is_file() and path.suffix in (".onnx", ".gguf"):
-        names = [path, path.with_name(path.name + ".data")] if path.suffix == ".onnx" else [path]
-        files = tuple(_entry(name, name.name) for name in names if name.exists())
+        names = [path.name, f"{path.name}.data", *SIDE_FILES] if path.suffix == ".onnx" else [path.name]
+        files = tuple(_entry(path.with_name(name), name) for name in names if path.with_name(name).is_file())
         kind: Kind = "onnx" if path.suffix == ".onnx" else "gguf"
         return Artifact(path=path, manifest=Manifest(kind=kind, step="found", files=files))
     if path.is_dir() and (path / "config.json").is_file():
@@ -301,13 +324,13 @@ def _list_files(folder: Path, *, top_level: bool = False) -> tuple[FileEntry, ..
     with storage_errors(folder):
         names = [name for name in _walk(folder) if name != MANIFEST]
     if top_level:  # of a found checkpoint: not its .git, logs or other formats' folders
-        names = [name for name in names if name.count("/") == 0 or name.startswith("1_Pooling/")]
-        names = [name for name in names if not name.startswith(".")]
+        names = [name for name in names if not name.startswith(".") and _CHECKPOINT_FOLDERS.match(name)]
     return tuple(_entry(folder / name, name) for name in sorted(names))
 
 
 def _entry(path: Path, name: str) -> FileEntry:
-    return FileEntry(path=name, size_bytes=path.stat().st_size, sha256=sha256_file(path))
+    with storage_errors(path):
+        return FileEntry(path=name, size_bytes=path.stat().st_size, sha256=sha256_file(path))
 
 
 def _walk(folder: Path) -> list[str]:

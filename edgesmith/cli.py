@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -101,6 +101,7 @@ def run(
     store: StoreRoot = None,
     junit: Annotated[Path | None, typer.Option(help="Also write the verdicts as JUnit XML.")] = None,
     summary: Annotated[Path | None, typer.Option(help="Also write the verdicts as Markdown.")] = None,
+    remeasure: Annotated[bool, typer.Option("--remeasure", help="Take times anew that the store has.")] = False,
     json: Json = False,
 ) -> None:
     """Do all of it: compress, export, verify, measure, judge, report."""
@@ -113,6 +114,7 @@ def run(
         store=store,
         junit=junit,
         summary=summary,
+        remeasure=remeasure,
         progress=console.ConsoleProgress(),
     )
     if json:
@@ -153,6 +155,7 @@ def merge(
     task: TaskName = None,
     dequantize: Annotated[bool, typer.Option(help="Allow a 4- or 8-bit base: turn it into floats first.")] = False,
     columns: Columns = None,
+    seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Fold PEFT adapters into their base, and prove the result equal to base + adapter."""
@@ -165,6 +168,7 @@ def merge(
         data=data,
         task=task,
         dequantize=dequantize,
+        seed=seed,
         columns=_pairs(columns),
         progress=console.ConsoleProgress(),
     )
@@ -188,6 +192,7 @@ def export(
     opset: Annotated[int | None, typer.Option(help="ONNX opset; chosen by --optimize-for if left out.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest input in tokens.")] = None,
     columns: Columns = None,
+    seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Export a checkpoint, and prove the result equal to it on real rows."""
@@ -202,6 +207,7 @@ def export(
         optimize_for=optimize_for,
         opset=opset,
         max_length=max_length,
+        seed=seed,
         columns=_pairs(columns),
         progress=console.ConsoleProgress(),
     )
@@ -326,6 +332,9 @@ def bench(
         Path | None, typer.Option(metavar="BASELINE", help="Run this artifact in turns with it, and give the ratio.")
     ] = None,
     data: DataFile = None,
+    length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of every request. [default: each row's own]")
+    ] = None,
     scenario: Annotated[str, typer.Option(help="single: one client, one request after another.")] = "single",
     requests: Annotated[int | None, typer.Option(min=1, help="Timed requests.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Save the raw samples here.")] = None,
@@ -343,6 +352,7 @@ def bench(
         against=against,
         data=data,
         scenario=scenario,
+        length=length,
         num_requests=requests,
         out=out,
         task=task,
@@ -544,13 +554,25 @@ def _guard(call: Callable[[], None]) -> None:
     try:
         call()
     except EdgesmithError as error:
-        console.fail(str(error))
-        if "--json" in sys.argv:
-            console.print_json({"error": error.message, "mend": error.mend, "exit_code": error.exit_code})
-        sys.exit(error.exit_code)
+        _end(error)
     except KeyboardInterrupt:
         console.fail("interrupted; finished steps are in the store, and the next run goes on from there")
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except Exception as error:  # noqa: BLE001 - a bug must not look like a gate's FAIL, which is exit code 1
+        import traceback
+
+        traceback.print_exc()
+        _end(EdgesmithError(f"internal error: {error!r}", mend="Report it with the lines above."))
+
+
+def _end(error: EdgesmithError) -> NoReturn:
+    """Say what went wrong and leave with its exit code."""
+    from edgesmith import console
+
+    console.fail(str(error))
+    if "--json" in sys.argv:
+        console.print_json({"error": error.message, "mend": error.mend, "exit_code": error.exit_code})
+    sys.exit(error.exit_code)

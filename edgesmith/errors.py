@@ -13,8 +13,6 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "EdgesmithError",
-    "GateFailedError",
-    "InconclusiveError",
     "MergeError",
     "MissingExtraError",
     "RecipeError",
@@ -94,15 +92,3 @@ class VerificationError(EdgesmithError):
     """An artifact whose outputs differ from its reference by more than its precision explains."""
 
     exit_code = 1
-
-
-class GateFailedError(EdgesmithError):
-    """A release gate that failed."""
-
-    exit_code = 1
-
-
-class InconclusiveError(EdgesmithError):
-    """A release gate without enough evidence to say PASS or FAIL."""
-
-    exit_code = 3

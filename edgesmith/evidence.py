@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
-from edgesmith.artifact import MANIFEST, Artifact, open_artifact
+from edgesmith.artifact import MANIFEST, Artifact, Parent, read_artifact, write_artifact
 from edgesmith.errors import ArtifactError, RecipeError, UsageError
-from edgesmith.files import storage_errors
+from edgesmith.files import atomic_write, storage_errors
 from edgesmith.gates import Gates
 from edgesmith.recipe import load_recipe
 
 if TYPE_CHECKING:
     from bench.gate import Evidence, Subject
 
-__all__ = ["BASELINE_FILE", "collect_evidence", "evidence_of", "load_gates"]
+__all__ = ["collect_evidence", "evidence_of", "load_gates", "write_baseline"]
+
+T = TypeVar("T")
 
 BASELINE_FILE = "baseline.json"
 
@@ -70,28 +73,29 @@ def collect_evidence(artifact: Artifact, folder: Path, baseline: Artifact | None
             mend="Name one with --evidence; `edgesmith run`, `eval -o` and `bench -o` write them.",
         )
     found = list(_evidence_below(folder))
-    subject = Subject.of(baseline) if baseline else _noted_baseline(folder, artifact.digest)
+    subject = Subject.of(baseline) if baseline else _noted_baseline(found, artifact.digest, folder)
     evaluations = _of(found, "eval", artifact=artifact.digest)
     theirs = _of(found, "eval", artifact=subject.digest) if subject else []
     pairs = [(a, b) for a in evaluations for b in theirs if _parents(a)["data"] == _parents(b)["data"]]
-    evaluation, baseline_evaluation = (
-        _one(pairs, "pairs of evaluations on the same data", folder) if pairs else (None, None)
-    )
-    comparison = _of(found, "compare", artifact=artifact.digest, baseline=subject.digest) if subject else []
+    pair = _one(pairs, "pairs of evaluations on the same data", folder)
+    comparisons = _of(found, "compare", artifact=artifact.digest, baseline=subject.digest) if subject else []
     return evidence_of(
         artifact,
         baseline=subject,
-        evaluation=evaluation or (_one(evaluations, "evaluations", folder) if evaluations else None),
-        baseline_evaluation=baseline_evaluation,
-        latency=next(iter(_of(found, "bench", artifact=artifact.digest)), None),
-        comparison=next(iter(comparison), None),
+        evaluation=pair[0] if pair else _one(evaluations, "evaluations", folder),
+        baseline_evaluation=pair[1] if pair else None,
+        latency=_one(_of(found, "bench", artifact=artifact.digest), "benchmarks", folder),
+        comparison=_one(comparisons, "comparisons of speed", folder),
     )
 
 
 def _evidence_below(folder: Path) -> Iterator[Artifact]:
-    for manifest in sorted(folder.glob(f"*/{MANIFEST}")) + sorted(folder.glob(MANIFEST)):
-        opened = open_artifact(manifest.parent)
-        if opened.kind == "evidence":
+    """All evidence in a folder and up to two levels below; the same evidence of two targets counts once."""
+    seen = set()
+    for manifest in sorted(path for level in ("", "*/", "*/*/") for path in folder.glob(level + MANIFEST)):
+        opened = read_artifact(manifest.parent)
+        if opened.kind == "evidence" and opened.digest not in seen:
+            seen.add(opened.digest)
             yield opened
 
 
@@ -103,27 +107,38 @@ def _of(found: Sequence[Artifact], step: str, **parents: str) -> list[Artifact]:
     return [one for one in found if one.manifest.step == step and parents.items() <= _parents(one).items()]
 
 
-def _one(candidates: Sequence[Any], what: str, folder: Path) -> Any:
+def _one(candidates: Sequence[T], what: str, folder: Path) -> T | None:
     if len(candidates) > 1:
         raise UsageError(
             f"{folder}: holds {len(candidates)} {what} of this artifact; which one counts is not for us to choose",
-            mend="Keep one data file's evidence in a folder of its own and name it with --evidence.",
+            mend="Keep the evidence that counts in a folder of its own and name it with --evidence.",
         )
-    return candidates[0]
+    return candidates[0] if candidates else None
 
 
-def _noted_baseline(folder: Path, digest: str) -> Subject | None:
+def write_baseline(folder: Path, artifact: Artifact, baseline: Subject) -> Artifact:
+    """Note an artifact's baseline as evidence, so that `gate` needs none of the baseline's own files.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    atomic_write(folder / BASELINE_FILE, json.dumps(asdict(baseline), indent=1) + "\n")
+    parents = [Parent(role="artifact", digest=artifact.digest), Parent(role="baseline", digest=baseline.digest)]
+    return write_artifact(folder, kind="evidence", step="baseline", parents=parents)
+
+
+def _noted_baseline(found: Sequence[Artifact], digest: str, folder: Path) -> Subject | None:
     from bench.gate import Subject
 
-    path = folder / BASELINE_FILE
-    if not path.is_file():
+    noted = _one(_of(found, "baseline", artifact=digest), "baselines", folder)
+    if noted is None:
         return None
+    path = noted.file(BASELINE_FILE)
     with storage_errors(path):
         text = path.read_bytes()
     try:
-        noted = json.loads(text).get(digest)
-        return Subject(**noted) if noted else None
-    except (ValueError, TypeError, AttributeError) as error:
+        return Subject(**json.loads(text))
+    except (ValueError, TypeError) as error:
         raise ArtifactError(f"{path}: is damaged: {error}", mend="Name the baseline with --against.") from error
 
 
@@ -139,7 +154,7 @@ def load_gates(path: Path) -> Gates:
         text = path.read_bytes()
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise RecipeError(f"{path}: is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: must be a mapping of gates")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
+import functools
 import hashlib
 import os
+import platform
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -77,12 +80,28 @@ def sha256_text(*texts: str) -> str:
 
 
 def temporary_sibling(path: Path) -> Path:
-    """Name a file or folder beside `path` that no other process will use; clear those of killed processes."""
-    for stale in path.parent.glob(f".{path.name}.*.tmp"):
+    """Name a file or folder beside `path` that no other process will use; clear those of killed processes.
+
+    A process is looked up by its id only where its name says that it ran in this process's own world: on a shared
+    volume, an id of another host or container says nothing.
+    """
+    world = _process_world()
+    for stale in path.parent.glob(f".{path.name}.{world}.*.tmp"):
         pid = stale.name.split(".")[-3]
         if pid.isdigit() and not _is_alive(int(pid)):
             shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
-    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    return path.with_name(f".{path.name}.{world}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+@functools.cache
+def _process_world() -> str:
+    """Name the boot and the PID namespace that process ids are of."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:  # not Linux
+        boot, namespace = platform.node(), ""
+    return sha256_text(boot, namespace)[:12]
 
 
 def _is_alive(pid: int) -> bool:
@@ -148,21 +167,36 @@ def publish_folder(temporary: Path, destination: Path) -> None:
 
     Args:
         temporary: The finished folder, on the same file system as `destination`.
-        destination: Where readers look. They see the old folder or the new one, never a mixture.
+        destination: Where readers look. On Linux they see the old folder or the new one at every moment. Where
+            the system cannot swap two folders, a kill in the middle leaves the old one beside it, named `….old`.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
     with storage_errors(destination):
         fsync_tree(temporary)
-        old: Path | None = None
-        if destination.exists():
-            old = temporary_sibling(destination)
+        if not destination.exists():
+            temporary.rename(destination)
+        elif _swap(temporary, destination):
+            shutil.rmtree(temporary)
+        else:
+            old = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.old")
             destination.rename(old)
-        temporary.rename(destination)
-        _fsync(destination.parent)
-        if old is not None:
+            temporary.rename(destination)
             shutil.rmtree(old)
+        _fsync(destination.parent)
+
+
+def _swap(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step; False where the system cannot.
+
+    Source: renameat2(2), RENAME_EXCHANGE.
+    """
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    at_fdcwd, exchange = -100, 2
+    return bool(renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), exchange) == 0)
 
 
 def copy_tree(source: Path, destination: Path) -> None:

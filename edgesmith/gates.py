@@ -82,7 +82,12 @@ class Gates(_Limit):
     """How much faster than the baseline it must be."""
 
     @property
-    def needs_baseline(self) -> bool:
-        """Whether a gate compares the artifact with a baseline."""
-        reduces = self.size is not None and self.size.min_reduction is not None
-        return self.accuracy is not None or self.speed is not None or reduces
+    def are_set(self) -> bool:
+        """Whether there is anything to judge."""
+        return any(limit is not None for limit in (self.accuracy, self.size, self.latency, self.speed))
+
+    @property
+    def absolute(self) -> Gates:
+        """The gates that need no baseline: for an artifact that is its own."""
+        size = self.size if self.size and self.size.max_mb is not None else None
+        return Gates(size=size and size.model_copy(update={"min_reduction": None}), latency=self.latency)

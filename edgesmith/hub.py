@@ -13,12 +13,13 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
-def locate_checkpoint(reference: str, folder: Path) -> Path:
+def locate_checkpoint(reference: str, folder: Path, revision: str | None = None) -> Path:
     """Find a checkpoint's folder.
 
     Args:
         reference: A path, absolute or relative to `folder`, or a hub id such as `org/name`.
         folder: Of the recipe.
+        revision: Commit or tag of a hub id.
 
     Returns:
         The folder; of a hub id the one in the hub's own cache, downloaded first where it is not there. Only
@@ -41,7 +42,7 @@ def locate_checkpoint(reference: str, folder: Path) -> Path:
             mend="pip install 'edgesmith[export]'",
         ) from error
     try:
-        return Path(snapshot_download(reference, allow_patterns=_PATTERNS))
+        return Path(snapshot_download(reference, revision=revision, allow_patterns=_PATTERNS))
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{path}: no such folder, and the hub did not give {reference!r}: {str(error).splitlines()[0]}",

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from edgesmith.artifact import Artifact, open_artifact
+from edgesmith.data import read_rows
 from edgesmith.errors import UsageError
 from edgesmith.hub import locate_checkpoint
 from edgesmith.recipe import Recipe, Target
@@ -16,7 +17,7 @@ from edgesmith.stages.merge import MergeStage, ProveMergeStage
 from edgesmith.stages.quantize import QuantizeStage
 from edgesmith.stages.rows import Rows
 from edgesmith.stages.verify import VerifyStage
-from edgesmith.tasks import load_task
+from edgesmith.tasks import get_task, load_task
 from edgesmith.walkers import Walker
 
 __all__ = ["Made", "TargetResult", "walk"]
@@ -77,7 +78,10 @@ class _Walk:
 
     def go(self) -> Made:
         """Checkpoint first, then every target from it."""
-        base = open_artifact(locate_checkpoint(self.recipe.model.base, self.folder), kinds=("checkpoint",))
+        base = open_artifact(
+            locate_checkpoint(self.recipe.model.base, self.folder, self.recipe.model.revision), kinds=("checkpoint",)
+        )
+        self._check_files()
         checkpoint, proof = self._merge(base) if self.recipe.steps else (base, None)
         self._check_rows(checkpoint)
         targets = tuple(self._target(name, target, checkpoint) for name, target in self.recipe.targets.items())
@@ -106,6 +110,22 @@ class _Walk:
             raise UsageError(f"{self.folder / path}: no such data file", mend=f"{key} is relative to the recipe.")
         return rows
 
+    def _check_files(self) -> None:
+        """Find before any work what would stop it at the end."""
+        assert self._all_rows.path is not None
+        for _ in read_rows(self._all_rows.path):
+            pass
+        calibration = self._calibration_rows
+        if calibration is not None and calibration.digest == self._all_rows.digest:
+            raise UsageError(
+                f"{calibration.path}: holds the held-out rows; gates would be judged on rows it was tuned to",
+                mend="Calibrate on training rows.",
+            )
+        if self.recipe.gates.accuracy is not None:
+            get_task(self.recipe.task).metric(self.recipe.gates.accuracy.metric)
+        if self.recipe.baseline != BASELINE_FP32:
+            open_artifact(self.folder / self.recipe.baseline, kinds=("onnx",))
+
     def _check_rows(self, checkpoint: Artifact | None) -> None:
         """Read all rows once before the long steps, so that a bad one is found at once."""
         if checkpoint is None:
@@ -125,7 +145,6 @@ class _Walk:
         rows = self._few_rows
         names = " + ".join(path.name for path, _ in adapters)
         merged = self.walker.step("merge", f"{base.path.name} + {names}", [("base", base)], lambda: stage)
-        self._check_rows(merged)
         proof = self.walker.step(
             "merge: verify",
             f"against base + adapter on {rows.num} real rows",

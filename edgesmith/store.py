@@ -25,8 +25,8 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from edgesmith.artifact import Artifact, canonical_json, open_artifact, tool_versions
-from edgesmith.errors import ArtifactError, UsageError
+from edgesmith.artifact import Artifact, canonical_json, read_artifact, tool_versions
+from edgesmith.errors import ArtifactError
 from edgesmith.files import hold_lock, publish_folder, storage_errors
 
 __all__ = ["StepKey", "Store", "code_digest", "default_store_root"]
@@ -77,9 +77,19 @@ class Store:
         """
         folder = self._folder("entries", key)
         try:
-            return open_artifact(folder) if folder.is_dir() else None
-        except (ArtifactError, UsageError):
+            found = read_artifact(folder) if folder.is_dir() else None
+        except ArtifactError:
             return None
+        return found if found is None or found.manifest.step == key.step else None
+
+    def forget(self, key: StepKey) -> None:
+        """Remove an entry, so that it is made again.
+
+        Raises:
+            StorageError: the store cannot be written.
+        """
+        with self._lock(key), storage_errors(self.root):
+            shutil.rmtree(self._folder("entries", key), ignore_errors=True)
 
     def build(self, key: StepKey, make: Callable[[Path], Artifact]) -> Artifact:
         """Give the entry of `key`, making it first where it is missing or damaged.
@@ -109,11 +119,12 @@ class Store:
                 entry.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with storage_errors(work):
-                    make(work)
+                    made = make(work)
+                assert made.manifest.step == key.step
                 publish_folder(work, entry)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
-        return open_artifact(entry)
+        return read_artifact(entry)
 
     def _folder(self, area: str, key: StepKey) -> Path:
         return self.root / area / key.digest

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgesmith.artifact import Artifact
+from edgesmith.errors import StorageError
 from edgesmith.progress import Progress
 from edgesmith.stages.base import Stage
 from edgesmith.store import Store
@@ -58,8 +59,11 @@ class Planner:
 
     def step(self, name: str, does: str, needs: Needs, stage: Callable[[], Stage]) -> Artifact | None:
         """Say whether the step is done."""
-        key = stage().key if all(artifact is not None for _, artifact in needs) else None
+        work = stage() if all(artifact is not None for _, artifact in needs) else None
+        key = work.key if work else None
         found = self.store.find(key) if key else None
+        if work and found and not work.is_final(found):
+            found = None
         self.steps.append(
             PlannedStep(
                 name=name,
@@ -89,20 +93,30 @@ class Runner:
 
     store: Store
     progress: Progress
+    remeasure: bool = False
+    """Take times anew that the store has."""
     steps: list[TimedStep] = field(default_factory=list)
 
     def step(self, name: str, does: str, needs: Needs, stage: Callable[[], Stage]) -> Artifact | None:
         """Find the step's result or make it."""
         del needs  # a runner has made them all
         work, start, was_cached = stage(), time.monotonic(), True
+        key = work.key
 
         def make(folder: Path) -> Artifact:
             nonlocal was_cached
             was_cached = False
             self.progress.note(f"{name}: {does}")
-            return work.make(folder, self.progress)
+            made = work.make(folder, self.progress)
+            if work.key.digest != key.digest:
+                raise StorageError(f"{name}: a file that it reads was changed while it ran", mend="Run it again.")
+            return made
 
-        artifact = self.store.build(work.key, make)
+        found = self.store.find(key)
+        if found is not None and (not work.is_final(found) or (self.remeasure and work.is_timed)):
+            self.store.forget(key)
+
+        artifact = self.store.build(key, make)
         self.steps.append(
             TimedStep(name=name, does=does, was_cached=was_cached, seconds=time.monotonic() - start, artifact=artifact)
         )

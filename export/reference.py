@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["TorchEngine"]
 
 _AXES = ("batch", "sequence")
+_SAMPLES = ((2, 3), (4, 5))
 
 
 class TorchEngine:
@@ -76,15 +77,22 @@ def _torch_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _signature_of(model: PreTrainedModel, task: Task) -> Signature:
-    """The task's inputs and outputs; the outputs' shapes are those of one small run."""
-    sample = {name: torch.ones((2, 3), dtype=torch.int64) for name in task.input_names}
+def _run_ones(model: PreTrainedModel, task: Task, sizes: tuple[int, int]) -> Any:
+    sample = {name: torch.ones(sizes, dtype=torch.int64) for name in task.input_names}
     with torch.inference_mode():
-        outputs = model(**sample, return_dict=True)
+        return model(**sample, return_dict=True)
+
+
+def _signature_of(model: PreTrainedModel, task: Task) -> Signature:
+    """The task's inputs and outputs; an output's axis is free if it grows with the inputs' in two small runs.
+
+    One run would not do: a size that an input has may also be a number of labels.
+    """
+    outputs, larger = (_run_ones(model, task, sizes) for sizes in _SAMPLES)
     missing = [name for name in task.output_names if outputs.get(name) is None]
     if missing:
         raise UsageError(f"{type(model).__name__} gives {list(outputs)}, but {task.name} needs {missing}")
-    free = dict(zip((2, 3), _AXES, strict=True))
+    free = dict(zip(zip(*_SAMPLES, strict=True), _AXES, strict=True))
     return Signature(
         inputs=tuple(TensorSpec(name=name, dtype="int64", shape=_AXES) for name in task.input_names),
         outputs=tuple(
@@ -92,8 +100,7 @@ def _signature_of(model: PreTrainedModel, task: Task) -> Signature:
                 name=name,
                 dtype="float32",
                 shape=tuple(
-                    free[size] if axis < 2 and size == axis + 2 else size
-                    for axis, size in enumerate(outputs[name].shape)
+                    free.get(sizes, sizes[0]) for sizes in zip(outputs[name].shape, larger[name].shape, strict=True)
                 ),
             )
             for name in task.output_names

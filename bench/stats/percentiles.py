@@ -35,11 +35,6 @@ class PercentileBounds:
     upper: float | None
     """The true percentile is at most this; None where the samples are too few."""
 
-    @property
-    def is_supported(self) -> bool:
-        """Whether the samples are enough to bound the percentile from above."""
-        return self.upper is not None
-
 
 def required_samples(percentile: float, confidence: float, num_slow: int = 0) -> int:
     """Fewest samples that certify a percentile when `num_slow` of them are over the limit.

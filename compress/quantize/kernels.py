@@ -15,7 +15,6 @@ __all__ = [
     "QuantizedArray",
     "activation_scale",
     "dequantize",
-    "fake_quantize",
     "quantize_symmetric",
     "relative_error",
 ]
@@ -123,10 +122,3 @@ def activation_scale(low: float, high: float, *, signed: bool) -> ActivationScal
         scale = np.float32(1)
     zero_point = 0 if signed else int(np.clip(np.rint(-low / float(scale)), 0, 255))
     return ActivationScale(scale, zero_point, signed)
-
-
-def fake_quantize(values: NDArray[np.float32], parameters: ActivationScale) -> NDArray[np.float32]:
-    """Round `values` to what their codes stand for; values out of range are clipped."""
-    low, high = (-128, 127) if parameters.signed else (0, 255)
-    codes = np.clip(np.rint(values / parameters.scale) + parameters.zero_point, low, high)
-    return np.asarray((codes - parameters.zero_point) * parameters.scale, dtype=np.float32)

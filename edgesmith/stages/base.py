@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import ClassVar, TypeVar
 
 from pydantic import JsonValue
 
-from edgesmith.artifact import Artifact, Kind, Parent, Signature, open_artifact, tool_versions, write_artifact
+from edgesmith.artifact import Artifact, Kind, Parent, Signature, read_artifact, tool_versions, write_artifact
 from edgesmith.errors import UsageError
 from edgesmith.files import publish_folder, sha256_text, storage_errors, temporary_sibling
 from edgesmith.progress import SILENT, Progress
@@ -28,12 +29,14 @@ class Stage(ABC):
     Attributes:
         step: Name in manifests and keys.
         libraries: Distributions whose versions can change the result.
-        is_of_this_machine: Whether the result belongs to this kind of machine: times, and integer rounding.
+        is_of_this_machine: Whether the result belongs to this kind of processor: outputs, rounded as it rounds.
+        is_timed: Whether the result holds times, which belong to this very machine.
     """
 
     step: ClassVar[str]
     libraries: ClassVar[tuple[str, ...]]
     is_of_this_machine: ClassVar[bool] = False
+    is_timed: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -52,7 +55,9 @@ class Stage(ABC):
     @property
     def key(self) -> StepKey:
         """Where the result lies in a store."""
-        machine = {"machine": machine_id()} if self.is_of_this_machine else {}
+        machine = {"machine": machine_id()} if self.is_of_this_machine or self.is_timed else {}
+        if self.is_timed:
+            machine["host"] = platform.node()
         return StepKey(
             step=self.step,
             module=type(self).__module__,
@@ -60,6 +65,11 @@ class Stage(ABC):
             inputs={**self.inputs, **machine},
             libraries=self.libraries,
         )
+
+    def is_final(self, made: Artifact) -> bool:
+        """Whether a stored result may stand; times taken before an engine settled are taken anew."""
+        del made
+        return True
 
     def seal(
         self,
@@ -120,7 +130,7 @@ def make_into(
         publish_folder(work, out.absolute())
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return open_artifact(out), proof
+    return read_artifact(out), proof
 
 
 def check_replaceable(out: Path) -> None:

@@ -27,6 +27,7 @@ class ExportStage(Stage):
 
     step: ClassVar[str] = "export"
     libraries: ClassVar[tuple[str, ...]] = _LIBRARIES
+    is_of_this_machine: ClassVar[bool] = True  # the golden vectors are this processor's
 
     checkpoint: Artifact
     task: str | None

@@ -31,12 +31,11 @@ class EvalStage(Stage):
     rows: Rows
     task: str | None = None
     threads: int = 1
-    batch_size: int = 1
 
     @property
     def options(self) -> dict[str, JsonValue]:
         """What decides the result."""
-        return {**self.rows.options, "task": self.task, "batch_size": self.batch_size}
+        return {**self.rows.options, "task": self.task, "threads": self.threads}
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -56,7 +55,7 @@ class EvalStage(Stage):
                 engine,
                 task,
                 examples,
-                batch_size=self.batch_size,
+                batch_size=1,
                 artifact_digest=self.artifact.digest,
                 progress=progress,
             )
@@ -72,7 +71,7 @@ class LatencyStage(Stage):
 
     step: ClassVar[str] = "bench"
     libraries: ClassVar[tuple[str, ...]] = _LIBRARIES
-    is_of_this_machine: ClassVar[bool] = True
+    is_timed: ClassVar[bool] = True
 
     artifact: Artifact
     rows: Rows
@@ -98,6 +97,12 @@ class LatencyStage(Stage):
     def inputs(self) -> dict[str, str]:
         """Role → digest."""
         return {"artifact": self.artifact.digest, "data": self.rows.digest}
+
+    def is_final(self, made: Artifact) -> bool:
+        """Whether the engine had settled before it was timed."""
+        from bench.latency import Latency
+
+        return Latency.load(made.path).is_settled
 
     def make(self, folder: Path, progress: Progress) -> Artifact:
         """Write `latency.json`, its samples and `start.json`."""
@@ -128,7 +133,7 @@ class CompareStage(Stage):
 
     step: ClassVar[str] = "compare"
     libraries: ClassVar[tuple[str, ...]] = _LIBRARIES
-    is_of_this_machine: ClassVar[bool] = True
+    is_timed: ClassVar[bool] = True
 
     artifact: Artifact
     baseline: Artifact
@@ -146,6 +151,12 @@ class CompareStage(Stage):
     def inputs(self) -> dict[str, str]:
         """Role → digest."""
         return {"artifact": self.artifact.digest, "baseline": self.baseline.digest, "data": self.rows.digest}
+
+    def is_final(self, made: Artifact) -> bool:
+        """Whether both engines had settled before they were timed."""
+        from bench.duet import Duet
+
+        return Duet.load(made.path).is_settled
 
     def make(self, folder: Path, progress: Progress) -> Artifact:
         """Write `duet.json` and the times of every turn."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["QuantizeStage"]
 
-_LIBRARIES = ("numpy", "onnx-ir", "onnxruntime", "tokenizers")
+_LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "tokenizers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +35,13 @@ class QuantizeStage(Stage):
 
     step: ClassVar[str] = "quantize"
     libraries: ClassVar[tuple[str, ...]] = _LIBRARIES
+    is_of_this_machine: ClassVar[bool] = True  # the golden vectors are this processor's
 
     source: Artifact
     method: QuantizeOptions
     rows: Rows
     """Golden vectors are made of some of these."""
     calibration: Rows | None = None
-    task: str | None = None
 
     @property
     def options(self) -> dict[str, JsonValue]:
@@ -50,7 +50,6 @@ class QuantizeStage(Stage):
             **self.method.model_dump(mode="json"),
             "rows": self.rows.options,
             "calibration": self.calibration.options if self.calibration else None,
-            "task": self.task,
         }
 
     @property
@@ -68,7 +67,7 @@ class QuantizeStage(Stage):
                 f"{self.source.path}: is {self.source.manifest.precision} already; quantize takes an fp32 artifact",
                 mend="Export the checkpoint again: edgesmith export CHECKPOINT -o fp32.",
             )
-        task = load_task(self.source.folder, self.task, columns=self.rows.columns)
+        task = load_task(self.source.folder, columns=self.rows.columns)
         examples = self.rows.read(task)
         feeds = None
         if self.calibration is not None:

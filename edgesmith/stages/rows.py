@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from edgesmith.data import data_digest
+from edgesmith.files import sha256_text
 from edgesmith.tasks import Example, Task
 from edgesmith.tasks.base import sample_texts
 
@@ -30,8 +31,10 @@ class Rows:
 
     @property
     def digest(self) -> str:
-        """Of the file's content."""
-        return "sha256:" + data_digest(self.path) if self.path else f"packaged:{len(sample_texts())}"
+        """Of the file's content and format."""
+        if self.path is None:
+            return "sha256:" + sha256_text(*sample_texts())
+        return f"sha256:{data_digest(self.path)}{self.path.suffix.lower()}"  # which decides how it is read
 
     @property
     def options(self) -> dict[str, JsonValue]:

@@ -9,22 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from edgesmith.artifact import Signature, open_artifact
+from edgesmith.artifact import SIDE_FILES, Signature, open_artifact
 from edgesmith.files import atomic_write, storage_errors
 from edgesmith.tasks import Example, Task, load_task
 
 __all__ = ["MODEL_FILE", "carry_files", "close_graph"]
 
 MODEL_FILE = "model.onnx"
-_CARRIED = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "task.json",
-)
 _NUM_GOLDEN = 4
 _GOLDEN_TOKENS = 64
 # How far another device may be from the outputs recorded here, as a share of the largest output. Integer kernels
@@ -34,7 +25,7 @@ _GOLDEN_TOLERANCE = {"fp32": 1e-4, "int8": 0.03}
 
 def carry_files(source: Path, folder: Path) -> None:
     """Copy what a runtime needs beside the graph."""
-    for name in _CARRIED:
+    for name in SIDE_FILES:
         if (source / name).is_file():
             with storage_errors(folder / name):
                 shutil.copyfile(source / name, folder / name)

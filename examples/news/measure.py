@@ -107,7 +107,7 @@ def release_column(variant: str, release: dict[str, Any], seconds: float) -> dic
     [target] = release["targets"]
     gates = {one["gate"]: one for one in target["gates"]}
     weights = (finetune.WORK / "base" / "model.safetensors").stat().st_size
-    proof = json.loads((folder_of(variant) / "evidence" / "server-verify" / "verification.json").read_bytes())
+    proof = json.loads((folder_of(variant) / "evidence" / "server" / "verify" / "verification.json").read_bytes())
     figures = proof["metrics"]
     accuracy, speed = gates["accuracy"], gates["speed"]
     return {

@@ -66,6 +66,8 @@ class FuseAttention:
 
 def _fuse(graph: ir.Graph, softmax: ir.Node, casts: dict[ir.Value, ir.Value]) -> str | None:
     """Fuse the attention around a softmax; otherwise say what stands in the way."""
+    if softmax.attributes.get_int("axis", -1) not in (-1, 3):
+        return "its weights are not normalized over the keys"
     product = sole_user(softmax.outputs[0])
     if product is None or product.op_type != "MatMul" or product.inputs[0] is not softmax.outputs[0]:
         return "its weights are not only multiplied with values"

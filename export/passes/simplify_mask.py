@@ -38,7 +38,7 @@ def _replace_gather(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     for axis, column in enumerate(concat.inputs):
         counted = _counting_axis(_spread_of(column))
-        if counted is None or counted != (axis_name(mask, axis), 3 * axis):
+        if counted is None or counted[0] is None or counted != (axis_name(mask, axis), 3 * axis):
             return False
     output = node.outputs[0]
     axes = new_constant(graph, "mask_axes", np.array([1, 2], np.int64))

@@ -11,6 +11,7 @@ from bench.duet import Duet
 from bench.gate import Evidence, Subject
 from bench.latency import Latency
 from bench.machine import describe_machine
+from edgesmith.tasks import Example, get_task
 
 MACHINE = replace(describe_machine(), load_1min=0.1, cpu_pressure_10s=0.0)
 
@@ -47,6 +48,29 @@ def pair(num_examples: int, num_lost: int, num_gained: int, num_wrong: int = 0) 
     ours = [False] * num_lost + [True] * num_gained + [False] * num_wrong + [True] * num_rest
     theirs = [True] * num_lost + [False] * num_gained + [False] * num_wrong + [True] * num_rest
     return evaluation(ours), evaluation(theirs, of="fp32")
+
+
+def rare_pair(targets: list[int], lost: list[bool]) -> tuple[Evaluation, Evaluation]:
+    """Evaluations of four classes without scores an example: the baseline is right, the artifact but for `lost`."""
+    compute = get_task("text-classification").metrics
+    names = ("f1_macro", "precision_macro", "recall_macro", "mcc")
+    examples = [Example("x", None, target) for target in targets]
+
+    def of(artifact: str, answers: list[int]) -> Evaluation:
+        predictions = tuple({"label": "abcd"[index], "index": index, "score": 0.9} for index in answers)
+        return replace(
+            evaluation([True] * len(targets), of=artifact),
+            metrics={name: compute[name].compute(predictions, examples) for name in names},
+            default_metric="f1_macro",
+            higher_is_better=dict.fromkeys(names, True),
+            labels=tuple("abcd"),
+            targets=tuple(targets),
+            predictions=predictions,
+            scores={},
+        )
+
+    answers = [(target + 1) % 4 if is_lost else target for target, is_lost in zip(targets, lost, strict=True)]
+    return of("int8", answers), of("fp32", targets)
 
 
 def latency(wall_ms: list[float], *, cpu_share: float = 1.0, is_settled: bool = True) -> Latency:

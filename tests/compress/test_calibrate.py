@@ -18,7 +18,8 @@ from compress.histogram import (
     observe,
     percentile_range,
 )
-from compress.quantize.kernels import activation_scale, fake_quantize
+from compress.quantize.kernels import activation_scale
+from tests.compress.fake_quantize import fake_quantize
 
 VALUES = hnp.arrays(
     np.float32, st.integers(1, 60), elements=st.floats(-(2.0**20), 2.0**20, width=32, allow_subnormal=False)

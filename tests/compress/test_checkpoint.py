@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
 
 from compress.checkpoint import (
-    checkpoint_weights_bytes,
     open_checkpoint,
     quantization_of,
     weights_digest,
@@ -195,9 +194,8 @@ def edit_index(folder: Path, **changes: str | None) -> None:
     path.write_text(json.dumps(index))
 
 
-def test_shards_and_one_file_have_the_same_digest_and_size(tmp_path: Path) -> None:
+def test_shards_and_one_file_have_the_same_digest(tmp_path: Path) -> None:
     one, two = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "two", shards=True)
-    assert checkpoint_weights_bytes(one) == checkpoint_weights_bytes(two) == 4 * 64
     assert weights_digest(one) == weights_digest(two)
     with (one / "model.safetensors").open("r+b") as file:
         file.seek(-1, os.SEEK_END)

@@ -246,7 +246,8 @@ def test_a_recorded_hash_of_the_base_decides(base: Path, adapter: Path, tmp_path
     record_base(adapter, base)
     merge_adapter(base, [AdapterSpec(path=adapter)], tmp_path / "good")
     edit_tensors(base / "model.safetensors", lambda tensors: tensors["lm_head.weight"].mul_(1.001))  # type: ignore[arg-type,return-value]
-    refused(MergeError, base, adapter, "was trained on a base with weights sha256:")
+    error = refused(MergeError, base, adapter, "was trained on a base with weights sha256:")
+    assert f"remove {adapter / 'base.json'}" in str(error.mend)
     result = merge_adapter(base, [AdapterSpec(path=adapter)], tmp_path / "asked", allow_other_base=True)
     assert any("as asked" in note for note in result.notes)
 
@@ -337,6 +338,35 @@ def test_verification_finds_a_wrong_weight(base: Path, adapter: Path, tmp_path: 
     assert caught.value.exit_code == 1
     with pytest.raises(UsageError, match="no rows"):
         verify_merge(base, spec, tmp_path / "out", [])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_saved_tensor_one_unit_off_is_found(dtype: str, base: Path, adapter: Path, tmp_path: Path) -> None:
+    spec = [AdapterSpec(path=adapter)]
+    merge_adapter(base, spec, tmp_path / "out", dtype=dtype)
+    verify_merge(base, spec, tmp_path / "out", [token_ids()])
+    edit_tensors(tmp_path / "out/model.safetensors", lambda tensors: one_unit_up(tensors["model.norm.weight"]))
+    with pytest.raises(VerificationError, match=r"'model\.norm\.weight': 1 values are not the merged ones rounded to"):
+        verify_merge(base, spec, tmp_path / "out", [token_ids()])
+
+
+def one_unit_up(tensor: torch.Tensor) -> None:
+    tensor.view(torch.int16)[5] += 1
+
+
+def test_an_output_that_is_no_number_is_found_wherever_it_stands(tmp_path: Path) -> None:
+    base = save_model(tmp_path / "base", "BertModel", bert_config())
+    config = peft.LoraConfig(r=2, target_modules=["query"], task_type="FEATURE_EXTRACTION")
+    spec = [AdapterSpec(path=save_adapter(tmp_path / "adapter", base, "BertModel", config))]
+    merge_adapter(base, spec, tmp_path / "out")
+    verify_merge(base, spec, tmp_path / "out", [token_ids()])
+    edit_tensors(tmp_path / "out/model.safetensors", lambda tensors: poison(tensors["pooler.dense.weight"]))
+    with pytest.raises(VerificationError, match="merged: output 'pooler_output' holds 4 NaN or infinite values out of"):
+        verify_merge(base, spec, tmp_path / "out", [token_ids()])
+
+
+def poison(tensor: torch.Tensor) -> None:
+    tensor[0, 0] = torch.nan
 
 
 def test_a_full_disk_is_a_storage_error(base: Path, adapter: Path) -> None:

@@ -13,10 +13,10 @@ from onnxruntime.quantization.quant_utils import compute_scale_zp, quantize_npar
 from compress.quantize.kernels import (
     activation_scale,
     dequantize,
-    fake_quantize,
     quantize_symmetric,
     relative_error,
 )
+from tests.compress.fake_quantize import fake_quantize
 
 MATRICES = hnp.arrays(
     np.float32,

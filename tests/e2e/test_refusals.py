@@ -144,7 +144,7 @@ def test_altered_artifact_is_refused_by_every_command(released: Released, tmp_pa
 
 def test_altered_evidence_is_refused_by_the_gate(released: Released, tmp_path: Path) -> None:
     project = released(tmp_path)
-    path = project.out / "evidence" / "server-eval" / "evaluation.json"
+    path = project.out / "evidence" / "server" / "eval" / "evaluation.json"
     replace_in(path, '"accuracy": 0.', '"accuracy": 1.')
     done = project.edgesmith("gate", "out/server", "--gates", "recipe.yaml")
     assert done.returncode == 4
@@ -181,6 +181,30 @@ def test_read_only_place_is_named(project: Project, small_disk: Path) -> None:
     assert done.returncode == 2, done.stderr
     assert "Read-only file system" in done.stderr
     assert not project.store.exists()  # found out before the work
+
+
+def test_altered_baseline_is_refused_by_the_gate(released: Released, tmp_path: Path) -> None:
+    project = released(tmp_path)
+    replace_in(
+        project.out / "evidence" / "server" / "baseline" / "baseline.json", '"model_bytes": ', '"model_bytes": 9'
+    )
+    done = project.edgesmith("gate", "out/server", "--gates", "recipe.yaml")
+    assert done.returncode == 4
+    assert "baseline.json" in done.stderr
+
+
+def test_calibration_on_the_held_out_rows_is_refused(project: Project) -> None:
+    shutil.copyfile(project.folder / "test.jsonl", project.folder / "same.jsonl")
+    done = project.run("--set", "data.calibration.path=same.jsonl")
+    assert done.returncode == 2
+    assert "holds the held-out rows" in done.stderr
+
+
+def test_unknown_metric_is_found_before_any_work(project: Project) -> None:
+    done = project.run("--set", "gates.accuracy={metric: acuracy, max_drop: 0.01}")
+    assert done.returncode == 2
+    assert "acuracy" in done.stderr
+    assert not project.store.exists()
 
 
 def test_foreign_folder_is_never_replaced(project: Project) -> None:

@@ -116,9 +116,26 @@ def test_gate_judges_the_saved_evidence_alone(released: Released, tmp_path: Path
     assert json.loads(done.stdout)["verdict"] == "PASS"
     (project.folder / "gates.yaml").write_text("gates:\n  size: {max_mb: 0.1}\n")
     assert project.edgesmith("gate", "out/server", "--gates", "gates.yaml").returncode == 1
-    (project.folder / "gates.yaml").write_text("latency: {max_ms: 10000, percentile: 99.9}\n")
+    (project.folder / "gates.yaml").write_text("latency: {max_ms: 10000, percentile: 99.999}\n")
     done = project.edgesmith("gate", "out/server", "--gates", "gates.yaml")
     assert done.returncode == 3, done.stdout + done.stderr
+
+
+def test_targets_that_share_a_baseline_are_each_judged(released: Released, tmp_path: Path) -> None:
+    project = released(tmp_path)
+    done = project.run("--set", "targets.fp32={format: onnx}", "--set", "gates.size.max_mb=20")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("server", "fp32"):
+        (project.folder / "gates.yaml").write_text("size: {max_mb: 20}\naccuracy: {max_drop: 0.9}\n")
+        done = project.edgesmith("gate", f"out/{name}", "--gates", "gates.yaml")
+        assert done.returncode == 0, (name, done.stdout + done.stderr)
+
+
+def test_times_are_taken_anew_when_asked(released: Released, tmp_path: Path) -> None:
+    project = released(tmp_path)
+    result = json.loads(project.run("--remeasure", "--json").stdout)
+    anew = {step["name"] for step in result["steps"] if not step["cached"]}
+    assert anew == {"server: bench", "server: bench baseline", "server: compare speed"}
 
 
 def test_every_delivered_thing_opens_and_answers(released: Released, tmp_path: Path) -> None:
@@ -131,7 +148,7 @@ def test_every_delivered_thing_opens_and_answers(released: Released, tmp_path: P
     assert facts["parents"][0].startswith("source sha256:")
     report = (project.out / "reports" / "server" / "report.md").read_text()
     assert "PASS" in report
-    for evidence in (project.out / "evidence").glob("*/manifest.json"):
+    for evidence in (project.out / "evidence").glob("*/*/manifest.json"):
         assert open_artifact(evidence.parent).kind == "evidence"
 
 

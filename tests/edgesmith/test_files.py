@@ -38,14 +38,34 @@ def test_publish_replaces_a_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "two"]
 
 
+def test_a_folder_is_there_at_every_moment_of_its_replacement(tmp_path: Path) -> None:
+    """Another process looks as fast as it can while a folder is replaced over and over."""
+    watch = "import os, sys\nwhile os.path.exists(sys.argv[1] + '/go'): assert os.path.exists(sys.argv[1] + '/out/f')"
+    (tmp_path / "go").touch()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "f").touch()
+    with subprocess.Popen([sys.executable, "-c", watch, str(tmp_path)]) as watcher:
+        for _ in range(200):
+            work = temporary_sibling(tmp_path / "out")
+            work.mkdir()
+            (work / "f").touch()
+            publish_folder(work, tmp_path / "out")
+        (tmp_path / "go").unlink()
+        assert watcher.wait(timeout=30) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_remains_of_a_killed_process_are_cleared_and_those_of_a_live_one_kept(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    dead, alive = tmp_path / f".out.{int(done.stdout)}.abcd.tmp", tmp_path / f".out.{os.getpid()}.abcd.tmp"
-    dead.mkdir()
-    alive.mkdir()
+    mine = temporary_sibling(tmp_path / "out")
+    dead = mine.with_name(mine.name.replace(f".{os.getpid()}.", f".{int(done.stdout)}."))
+    elsewhere = tmp_path / f".out.0123456789ab.{int(done.stdout)}.abcd.tmp"  # of another host
+    for folder in (mine, dead, elsewhere):
+        folder.mkdir()
     temporary_sibling(tmp_path / "out")
     assert not dead.exists()
-    assert alive.exists()
+    assert mine.exists()
+    assert elsewhere.exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small tmpfs needs root on Linux")

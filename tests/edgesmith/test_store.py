@@ -29,7 +29,7 @@ def make(folder):
     for number in range(20):
         (folder / f"{number}.bin").write_bytes(bytes([number]) * 50_000)
         time.sleep(0.005)
-    return write_artifact(folder, kind="evidence", step="test")
+    return write_artifact(folder, kind="evidence", step="s")
 key = StepKey(step="s", module="edgesmith.files", options={}, inputs={}, libraries=())
 print("ready", flush=True)
 print(Store(Path(sys.argv[1])).build(key, make).digest)
@@ -38,7 +38,7 @@ print(Store(Path(sys.argv[1])).build(key, make).digest)
 
 def make(folder: Path) -> Artifact:
     (folder / "a.bin").write_bytes(b"content")
-    return write_artifact(folder, kind="evidence", step="test")
+    return write_artifact(folder, kind="evidence", step="merge")
 
 
 def start_builder(root: Path) -> subprocess.Popen[str]:
@@ -96,6 +96,16 @@ def test_damaged_entry_is_made_again(tmp_path: Path) -> None:
     store = Store(tmp_path)
     entry = store.build(KEY, make)
     entry.file("a.bin").write_bytes(b"CONTENT")
+    assert store.find(KEY) is None
+    assert store.build(KEY, make).file("a.bin").read_bytes() == b"content"
+
+
+def test_entry_without_its_manifest_is_made_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    entry = store.build(KEY, make)
+    (entry.path / "manifest.json").unlink()
+    (entry.path / "config.json").write_text("{}")  # what a found checkpoint would look like
+    (entry.path / "a.bin").write_bytes(b"evil")
     assert store.find(KEY) is None
     assert store.build(KEY, make).file("a.bin").read_bytes() == b"content"
 

@@ -120,6 +120,29 @@ def test_attention_with_another_mask_is_left_and_named(traced: Path, batch: Arra
     assert np.array_equal(run(model, batch), expected)
 
 
+def test_weights_normalized_over_another_axis_are_no_attention(traced: Path) -> None:
+    model = ir.load(traced)
+    run_passes(model, [SimplifyMask()])
+    for node in model.graph:
+        if node.op_type == "Softmax":
+            node.attributes["axis"] = ir.AttrInt64("axis", 2)
+    [result] = run_passes(model, [FuseAttention()])
+    assert result.num_changes == 0
+    assert result.left_out == (
+        "6 attentions were left as plain operators: its weights are not normalized over the keys",
+    )
+
+
+def test_a_mask_of_unknown_length_is_left_as_it_is(traced: Path) -> None:
+    """Two lengths that nobody knows are not equal for that."""
+    model = ir.load(traced)
+    for value in (*model.graph.inputs, *(output for node in model.graph for output in node.outputs)):
+        value.shape = None
+    SimplifyMask()(model)
+    [gather] = [node for node in model.graph if node.op_type == "GatherND"]
+    assert gather.outputs[0].uses(), "not replaced"
+
+
 def test_layer_norm_keeps_its_own_kernel(traced: Path, tmp_path: Path) -> None:
     """ONNX Runtime must not fuse the residual addition into SkipLayerNormalization."""
     model = ir.load(traced)
