@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from edgesmith.errors import DataError, UsageError, VerificationError
+from edgesmith.errors import ArtifactError, DataError, UsageError, VerificationError
 from edgesmith.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from compress.verify_merge import MergeVerification
     from edgesmith.artifact import Artifact
     from edgesmith.release import Release
+    from edgesmith.stages.rows import Rows
     from edgesmith.walkers import PlannedStep
     from export.verify import Verification
 
@@ -151,10 +152,9 @@ def merge(
     from edgesmith.artifact import open_artifact
     from edgesmith.stages.base import make_into
     from edgesmith.stages.merge import MergeStage, prove_merge
-    from edgesmith.stages.rows import Rows
 
     adapters = tuple(_weighted(one) for one in adapter)
-    rows = Rows(path=data, num=_NUM_VERIFIED if data else None, seed=seed, columns=columns or {})
+    rows = _proof_rows(data, _NUM_VERIFIED, seed, columns, progress)
     opened = open_artifact(base, kinds=("checkpoint",))
     stage = MergeStage(base=opened, adapters=adapters, dequantize=dequantize)
     return make_into(
@@ -200,7 +200,6 @@ def export(
     from edgesmith.recipe import OptimizeFor
     from edgesmith.stages.base import make_into
     from edgesmith.stages.export import ExportStage
-    from edgesmith.stages.rows import Rows
     from edgesmith.stages.verify import verify_artifact
 
     if format != "onnx":
@@ -208,7 +207,7 @@ def export(
     if optimize_for not in get_args(OptimizeFor):
         raise UsageError(f"--optimize-for {optimize_for}: unknown; use {' or '.join(get_args(OptimizeFor))}")
     reference = open_artifact(checkpoint, kinds=("checkpoint",))
-    rows = Rows(path=data, num=_NUM_VERIFIED if data else None, seed=seed, columns=columns or {})
+    rows = _proof_rows(data, _NUM_VERIFIED, seed, columns, progress)
     stage = ExportStage(
         checkpoint=reference,
         task=task,
@@ -270,7 +269,7 @@ def quantize(
         raise UsageError(f"--method {method}: unknown; use {' or '.join(get_args(QuantizeMethod))}")
     source = open_artifact(artifact, kinds=("onnx",))
     reference = open_artifact(against, kinds=("checkpoint", "onnx")) if against else source
-    rows = Rows(path=data, num=_NUM_VERIFIED if data else None, seed=seed, columns=columns or {})
+    rows = _proof_rows(data, _NUM_VERIFIED, seed, columns, progress)
     stage = QuantizeStage(
         source=source,
         method=QuantizeOptions(
@@ -314,13 +313,12 @@ def verify(
         VerificationError: a tolerance of the artifact's precision is broken.
     """
     from edgesmith.artifact import open_artifact
-    from edgesmith.stages.rows import Rows
     from edgesmith.stages.verify import verify_artifact
 
     return verify_artifact(
         open_artifact(artifact, kinds=("onnx",)),
         open_artifact(against, kinds=("checkpoint", "onnx")),
-        rows=Rows(path=data, num=num_samples if data else None, seed=seed, columns=columns or {}),
+        rows=_proof_rows(data, num_samples, seed, columns, progress),
         task=task,
         threads=threads,
         progress=progress,
@@ -477,6 +475,8 @@ def gate(
 
     opened = open_artifact(artifact)
     folder = evidence or artifact.resolve().parent / "evidence"
+    if evidence is not None and not evidence.is_dir():
+        raise UsageError(f"{evidence}: no such folder of evidence", mend="`run`, `eval -o` and `bench -o` write them.")
     baseline = open_artifact(against) if against else None
     verdicts = judge(load_gates(gates), collect_evidence(opened, folder, baseline))
     if junit is not None:
@@ -556,6 +556,8 @@ def check(artifact: Path, *, threads: int = 1) -> dict[str, Any]:
     from edgesmith.artifact import open_artifact
 
     opened = open_artifact(artifact)
+    if opened.manifest.step == "found":
+        raise ArtifactError(f"{artifact}: has no manifest, so there is nothing to check it against")
     num_files = len(opened.manifest.files)
     result: dict[str, Any] = {"digest": opened.digest, "num_files": num_files, "golden": None}
     golden_text = "no golden vectors to run"
@@ -594,6 +596,15 @@ def schema() -> dict[str, Any]:
     from edgesmith.recipe import Recipe
 
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+
+
+def _proof_rows(data: Path | None, num: int, seed: int, columns: Mapping[str, str] | None, progress: Progress) -> Rows:
+    """Rows to prove something on: the user's, or the packaged sentences, which is said."""
+    from edgesmith.stages.rows import Rows
+
+    if data is None:
+        progress.note("verified on packaged English sentences; give --data for rows of your own")
+    return Rows(path=data, num=num if data else None, seed=seed, columns=columns or {})
 
 
 _NUM_VERIFIED = 64

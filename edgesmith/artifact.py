@@ -33,6 +33,7 @@ __all__ = [
     "TensorSpec",
     "open_artifact",
     "read_artifact",
+    "read_manifest",
     "tool_versions",
     "write_artifact",
 ]
@@ -256,6 +257,17 @@ def read_artifact(folder: Path) -> Artifact:
     Raises:
         ArtifactError: there is no manifest, or it is damaged, or a file is missing, was added or was altered.
     """
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    return Artifact(path=folder, manifest=manifest)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a folder's manifest alone; its files are not looked at.
+
+    Raises:
+        ArtifactError: there is no manifest, or it is damaged.
+    """
     source = folder / MANIFEST
     if not source.is_file():
         raise ArtifactError(f"{source}: is missing", mend="Get the artifact again from where it was made.")
@@ -264,7 +276,7 @@ def read_artifact(folder: Path) -> Artifact:
             raise ArtifactError(f"{source}: is {source.stat().st_size:,} bytes; a manifest has at most 16 MiB")
         text = source.read_bytes()
     try:
-        manifest = Manifest.model_validate_json(text)
+        return Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -272,8 +284,6 @@ def read_artifact(folder: Path) -> Artifact:
             f"{source}: is damaged at {where or 'its start'}: {first['msg']}",
             mend="Get the artifact again from where it was made.",
         ) from error
-    check_files(folder, manifest)
-    return Artifact(path=folder, manifest=manifest)
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
@@ -311,6 +321,11 @@ def _derive(path: Path) -> Artifact:
         files = tuple(_entry(path.with_name(name), name) for name in names if path.with_name(name).is_file())
         kind: Kind = "onnx" if path.suffix == ".onnx" else "gguf"
         return Artifact(path=path, manifest=Manifest(kind=kind, step="found", files=files))
+    if path.is_dir() and any((path / name).exists() for name in ("task.json", "golden", "model.onnx")):
+        raise ArtifactError(
+            f"{path}: looks like an artifact, but its {MANIFEST} is missing, so nothing in it can be trusted",
+            mend="Get the artifact again from where it was made; or name the bare .onnx file.",
+        )
     if path.is_dir() and (path / "config.json").is_file():
         return Artifact(
             path=path, manifest=Manifest(kind="checkpoint", step="found", files=_list_files(path, top_level=True))

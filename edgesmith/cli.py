@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from edgesmith.errors import EdgesmithError, UsageError
 
@@ -20,7 +21,35 @@ __all__ = ["app", "main"]
 EXIT_CODES = "Exit codes: 0 done or PASS · 1 FAIL · 2 usage or internal error · 3 INCONCLUSIVE · 4 input refused."
 _EXIT_BY_VERDICT = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 
+
+class _Commands(TyperGroup):
+    """Ends every command with the exit code that its outcome has."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run one command."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except EdgesmithError as error:
+            _end(error)
+        except KeyboardInterrupt:
+            text = "interrupted; finished steps are in the store, and the next run goes on from there"
+            _end(EdgesmithError(text), code=130)
+        except BrokenPipeError:  # whoever reads has seen enough, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        except Exception as error:
+            if isinstance(error, typer.Exit | typer.Abort) or hasattr(error, "format_message"):
+                raise
+            import traceback
+
+            traceback.print_exc()  # a bug must not look like a gate's FAIL, which is exit code 1
+            _end(EdgesmithError(f"internal error: {error!r}", mend="Report it with the lines above."))
+        return result
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="edgesmith",
     help="From a fine-tuned checkpoint to small, verified, measured and gated artifacts.",
     epilog=EXIT_CODES,
@@ -55,6 +84,23 @@ Columns = Annotated[
 
 def _example(command: str) -> str:
     return f"[dim]Example:[/dim] {command}"
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from edgesmith import __version__, console
+
+        console.say(f"edgesmith {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
 
 
 @app.command(epilog=_example("edgesmith init out/merged --data test.jsonl -o recipe.yaml"), rich_help_panel="Recipes")
@@ -415,7 +461,9 @@ def predict(
         if "label" in answer:
             console.say(f"{answer['label']} ({answer['score']:.3f})  {text}")
         else:
-            console.say(f"{answer}  {text}")
+            vector = answer["embedding"]
+            start = ", ".join(f"{value:.4f}" for value in vector[:5])
+            console.say(f"{len(vector)} dimensions [{start}, …]  {text!r}")
 
 
 @app.command(epilog=_example("edgesmith inspect release/server"), rich_help_panel="Look and check")
@@ -503,12 +551,16 @@ def _show_proof(proof: dict[str, Any], json: bool) -> None:
     console.print_facts({name: _plain(value) for name, value in _flatten(facts).items()})
 
 
+_FOR_MACHINES = ("confusion", "higher_is_better", "labels", "latency_bounds_ms", "machine")
+
+
 def _show_facts(facts: dict[str, Any], json: bool) -> None:
     from edgesmith import console
 
     if json:
         console.print_json(facts)
     else:
+        facts = {name: value for name, value in facts.items() if name not in _FOR_MACHINES}
         console.print_facts({name: _plain(value) for name, value in _flatten(facts).items()})
 
 
@@ -545,34 +597,26 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Idle OpenMP threads sleep instead of spinning: torch's take turns with other work on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    _guard(lambda: app(standalone_mode=True))
-
-
-def _guard(call: Callable[[], None]) -> None:
-    from edgesmith import console
-
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal without Unicode shows escapes instead of failing
+            stream.reconfigure(errors="backslashreplace")
     try:
-        call()
-    except EdgesmithError as error:
-        _end(error)
-    except KeyboardInterrupt:
-        console.fail("interrupted; finished steps are in the store, and the next run goes on from there")
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except Exception as error:  # noqa: BLE001 - a bug must not look like a gate's FAIL, which is exit code 1
-        import traceback
-
-        traceback.print_exc()
-        _end(EdgesmithError(f"internal error: {error!r}", mend="Report it with the lines above."))
+        code = app(standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        error.show()  # type: ignore[attr-defined]  # a flag or argument that does not exist or is missing
+        _end(UsageError(error.format_message()), is_said=True)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _end(error: EdgesmithError) -> NoReturn:
+def _end(error: EdgesmithError, *, is_said: bool = False, code: int | None = None) -> NoReturn:
     """Say what went wrong and leave with its exit code."""
     from edgesmith import console
 
-    console.fail(str(error))
+    if not is_said:
+        console.fail(str(error))
+    code = error.exit_code if code is None else code
     if "--json" in sys.argv:
-        console.print_json({"error": error.message, "mend": error.mend, "exit_code": error.exit_code})
-    sys.exit(error.exit_code)
+        console.print_json({"error": error.message, "mend": error.mend, "exit_code": code})
+    sys.exit(code)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgesmith.errors import DataError
+from edgesmith.errors import DataError, UsageError
 from edgesmith.files import sha256_file, storage_errors
 
 __all__ = ["FORMATS", "Row", "data_digest", "read_rows", "sample_rows"]
@@ -63,7 +63,7 @@ def read_rows(path: Path) -> Iterator[Row]:
         known = ", ".join(sorted(FORMATS))
         raise DataError(f"{path}: {path.suffix or 'no extension'} is not a data format", mend=f"Use {known}.")
     if not path.is_file():
-        raise DataError(f"{path}: no such data file", mend="Check the path; it is relative to the recipe.")
+        raise UsageError(f"{path}: no such data file", mend="Check the path.")
     num_rows = 0
     for num_rows, row in enumerate(reader(path), start=1):  # noqa: B007 - counted for the check below
         yield row
@@ -99,7 +99,7 @@ def data_digest(path: Path) -> str:
         DataError: There is no such file.
     """
     if not Path(path).is_file():
-        raise DataError(f"{path}: no such data file", mend="Check the path; it is relative to the recipe.")
+        raise UsageError(f"{path}: no such data file", mend="Check the path.")
     return sha256_file(Path(path))
 
 

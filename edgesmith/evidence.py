@@ -15,7 +15,7 @@ from edgesmith.artifact import MANIFEST, Artifact, Parent, read_artifact, write_
 from edgesmith.errors import ArtifactError, RecipeError, UsageError
 from edgesmith.files import atomic_write, storage_errors
 from edgesmith.gates import Gates
-from edgesmith.recipe import load_recipe
+from edgesmith.recipe import load_recipe, recipe_error
 
 if TYPE_CHECKING:
     from bench.gate import Evidence, Subject
@@ -62,16 +62,11 @@ def collect_evidence(artifact: Artifact, folder: Path, baseline: Artifact | None
         baseline: What it is compared with; by default the one that `run` noted in the folder.
 
     Raises:
-        UsageError: the folder is missing.
+        UsageError: the folder holds several candidates.
         ArtifactError: evidence was altered.
     """
     from bench.gate import Subject
 
-    if not folder.is_dir():
-        raise UsageError(
-            f"{folder}: no such folder of evidence",
-            mend="Name one with --evidence; `edgesmith run`, `eval -o` and `bench -o` write them.",
-        )
     found = list(_evidence_below(folder))
     subject = Subject.of(baseline) if baseline else _noted_baseline(found, artifact.digest, folder)
     evaluations = _of(found, "eval", artifact=artifact.digest)
@@ -163,5 +158,6 @@ def load_gates(path: Path) -> Gates:
     try:
         return Gates.model_validate(content.get("gates", content))
     except ValidationError as error:
-        faults = [f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-        raise RecipeError("\n".join(faults), mend="`edgesmith schema` prints all gates with their meaning.") from error
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        assert root is not None  # it has been read before
+        raise recipe_error(error, root, path, ("gates",)) from error

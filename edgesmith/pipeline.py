@@ -131,6 +131,9 @@ class _Walk:
         if checkpoint is None:
             return
         task = load_task(checkpoint.folder, self.recipe.task, columns=self.recipe.data.columns)
+        length = self.recipe.measure.length
+        if length is not None and task.max_length is not None and length > task.max_length:
+            raise UsageError(f"measure.length is {length}, but the model takes at most {task.max_length} tokens")
         self._all_rows.read(task, labelled=True)
         if self._calibration_rows is not None:
             self._calibration_rows.read(task)

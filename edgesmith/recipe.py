@@ -30,6 +30,7 @@ __all__ = [
     "Recipe",
     "Target",
     "load_recipe",
+    "recipe_error",
 ]
 
 
@@ -236,8 +237,20 @@ def load_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        faults = [_describe(fault, root, path) for fault in error.errors(include_url=False)]
-        raise RecipeError("\n".join(faults), mend="`edgesmith schema` prints all keys with their meaning.") from error
+        raise recipe_error(error, root, path) from error
+
+
+def recipe_error(error: ValidationError, root: yaml.Node, path: Path, prefix: tuple[str, ...] = ()) -> RecipeError:
+    """Name every fault with its line and the nearest key.
+
+    Args:
+        error: Of a recipe, or of a part of one.
+        root: The YAML that was read.
+        path: Its file.
+        prefix: Where in a recipe the part belongs.
+    """
+    faults = [_describe(fault, root, path, prefix) for fault in error.errors(include_url=False)]
+    return RecipeError("\n".join(faults), mend="`edgesmith schema` prints all keys with their meaning.")
 
 
 def _apply(content: dict[str, Any], setting: str) -> None:
@@ -280,13 +293,13 @@ def _refuse_duplicates(node: yaml.Node, path: Path) -> None:
             _refuse_duplicates(value, path)
 
 
-def _describe(fault: Any, root: yaml.Node, path: Path) -> str:
+def _describe(fault: Any, root: yaml.Node, path: Path, prefix: tuple[str, ...]) -> str:
     """One line for one fault: file, line, key, what is wrong, the nearest key."""
     location = [part for part in fault["loc"] if _is_key(part)]
     where = ".".join(str(part) for part in location)
     message = str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":
-        known = sorted(_known_keys(fault["loc"][:-1]))
+        known = sorted(_known_keys((*prefix, *fault["loc"][:-1])))
         near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
         message = f"unknown key; {hint}"

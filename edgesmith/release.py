@@ -151,7 +151,7 @@ def _check_destination(out: Path, recipe: Recipe) -> None:
     for name in recipe.targets:
         if name in _TAKEN:
             raise UsageError(f"targets.{name}: a folder of that name is written beside the targets; choose another")
-        check_replaceable(out / name)
+        check_replaceable(out / name, "onnx")
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=out).close()

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from edgesmith.artifact import open_artifact
 from edgesmith.errors import UsageError
 from edgesmith.files import atomic_write
 from edgesmith.tasks import guess_task
@@ -25,11 +26,12 @@ model:
 {adapter}
 data:
   eval: {data}   # held-out rows; accuracy is judged on all of them
-  calibration: {{path: {calibration}, num_samples: 128}}   # not rows of the file above
+  # calibration: {{path: train.jsonl, num_samples: 128}}   # for static-int8 and smoothing; not rows of the file above
+  # columns: {{text: body, label: topic}}   # where the file's columns have other names
 {steps}
 targets:
   server: {{format: onnx, quantize: {{method: dynamic-int8}}}}
-  # static: {{format: onnx, quantize: {{method: static-int8}}}}
+  # static: {{format: onnx, quantize: {{method: static-int8}}}}   # needs data.calibration
 gates:
   accuracy: {{max_drop: 0.01}}   # at most one point below the fp32 model, shown on the same rows
   size: {{min_reduction: 3.5}}   # times smaller than the fp32 model
@@ -60,6 +62,8 @@ def write_starter(
     guesses = []
     if adapter is None and (checkpoint / "adapter_config.json").is_file():
         adapter, named = checkpoint, read_json_object(checkpoint / "adapter_config.json").get("base_model_name_or_path")
+        if named and (adapter / named).is_dir():
+            named = os.path.normpath(adapter / named)
         if not named or not Path(named).is_dir():
             raise UsageError(
                 f"{checkpoint}: is an adapter, and its base {named!r} is no folder here",
@@ -69,6 +73,7 @@ def write_starter(
         guesses.append(f"base: {checkpoint}, as the adapter says")
     if not (checkpoint / "config.json").is_file():
         raise UsageError(f"{checkpoint}: is no Hugging Face folder (it has no config.json)")
+    open_artifact(checkpoint, kinds=("checkpoint",))
     task = guess_task(read_json_object(checkpoint / "config.json"))
     guesses.append(f"task: {task}, from the architecture in {checkpoint / 'config.json'}")
     guesses.append("format: onnx with dynamic INT8, which needs no calibration")
@@ -84,7 +89,6 @@ def write_starter(
         if adapter
         else "  # adapter: path/to/lora   # with steps: [merge]",
         data=_relative(data, out) if data else "test.jsonl",
-        calibration="train.jsonl" if data is None else _relative(data.with_name("train" + data.suffix), out),
         steps="steps: [merge]" if adapter else "# steps: [merge]",
     )
     atomic_write(out, text)

@@ -5,15 +5,25 @@ from __future__ import annotations
 import platform
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from pydantic import JsonValue
 
-from edgesmith.artifact import Artifact, Kind, Parent, Signature, read_artifact, tool_versions, write_artifact
-from edgesmith.errors import UsageError
+from edgesmith.artifact import (
+    MANIFEST,
+    Artifact,
+    Kind,
+    Parent,
+    Signature,
+    read_artifact,
+    read_manifest,
+    tool_versions,
+    write_artifact,
+)
+from edgesmith.errors import ArtifactError, UsageError
 from edgesmith.files import publish_folder, sha256_text, storage_errors, temporary_sibling
 from edgesmith.progress import SILENT, Progress
 from edgesmith.store import StepKey
@@ -28,6 +38,7 @@ class Stage(ABC):
 
     Attributes:
         step: Name in manifests and keys.
+        kind: Of the artifact that it makes.
         libraries: Distributions whose versions can change the result.
         is_of_this_machine: Whether the result belongs to this kind of processor: outputs, rounded as it rounds.
         is_timed: Whether the result holds times, which belong to this very machine.
@@ -35,6 +46,7 @@ class Stage(ABC):
 
     step: ClassVar[str]
     libraries: ClassVar[tuple[str, ...]]
+    kind: ClassVar[Kind] = "evidence"
     is_of_this_machine: ClassVar[bool] = False
     is_timed: ClassVar[bool] = False
 
@@ -47,6 +59,12 @@ class Stage(ABC):
     @abstractmethod
     def inputs(self) -> dict[str, str]:
         """Role → digest of each input, data files included."""
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Files and folders that it reads, which its result must not replace."""
+        artifacts = [getattr(self, name).path for name in self.__dict__ if isinstance(getattr(self, name), Artifact)]
+        return tuple(artifacts)
 
     @abstractmethod
     def make(self, folder: Path, progress: Progress) -> Artifact:
@@ -75,7 +93,6 @@ class Stage(ABC):
         self,
         folder: Path,
         *,
-        kind: Kind = "evidence",
         task: str | None = None,
         precision: str | None = None,
         signature: Signature | None = None,
@@ -83,7 +100,7 @@ class Stage(ABC):
         """Write the manifest of a filled folder."""
         return write_artifact(
             folder,
-            kind=kind,
+            kind=self.kind,
             step=self.step,
             options=self.options,
             parents=[Parent(role=role, digest=digest) for role, digest in self.inputs.items()],
@@ -120,7 +137,7 @@ def make_into(
         UsageError: `out` holds something that edgesmith did not make.
         StorageError: `out` cannot be written.
     """
-    check_replaceable(out)
+    check_replaceable(out, stage.kind, stage.paths)
     work = temporary_sibling(out.absolute())
     try:
         with storage_errors(work):
@@ -133,16 +150,33 @@ def make_into(
     return read_artifact(out), proof
 
 
-def check_replaceable(out: Path) -> None:
-    """Refuse to overwrite a file, or a folder that is no artifact.
+def check_replaceable(out: Path, kind: Kind, inputs: Iterable[Path] = ()) -> None:
+    """Refuse to overwrite anything but an older artifact of the same kind.
+
+    Args:
+        out: Where a folder is to be written.
+        kind: Of what is to be written.
+        inputs: What it is made from, none of which may be replaced by it.
 
     Raises:
-        UsageError: naming what is there.
+        UsageError: naming what is in the way.
     """
-    if out.is_dir() and (not any(out.iterdir()) or (out / "manifest.json").is_file()):
+    mend = "Choose another folder with -o/--out, or move this one away."
+    place = out.resolve()
+    for path in inputs:
+        source = path.resolve()
+        if place == source or place.is_relative_to(source) or source.is_relative_to(place):
+            raise UsageError(f"{out}: would overwrite {path}, which is read", mend=mend)
+    if not out.exists() and not out.is_symlink():
         return
-    if out.exists() or out.is_symlink():
-        raise UsageError(
-            f"{out}: is there already and is no artifact, so it is not replaced",
-            mend="Choose another folder with -o/--out, or move this one away.",
-        )
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    try:
+        manifest = read_manifest(out)
+    except ArtifactError:
+        raise UsageError(f"{out}: is there already and is no artifact, so it is not replaced", mend=mend) from None
+    named = {entry.path for entry in manifest.files} | {MANIFEST}
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    if manifest.kind != kind or found - named:
+        other = f"an artifact of kind {manifest.kind!r}" if manifest.kind != kind else "an artifact with other files"
+        raise UsageError(f"{out}: is {other}, so it is not replaced", mend=mend)

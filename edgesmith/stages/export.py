@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import JsonValue
 
-from edgesmith.artifact import Artifact
+from edgesmith.artifact import Artifact, Kind
 from edgesmith.progress import Progress
 from edgesmith.recipe import OptimizeFor
 from edgesmith.stages.base import Stage
@@ -26,6 +26,7 @@ class ExportStage(Stage):
     """Write a checkpoint's graph, fused for its runtime, with all that travels with it."""
 
     step: ClassVar[str] = "export"
+    kind: ClassVar[Kind] = "onnx"
     libraries: ClassVar[tuple[str, ...]] = _LIBRARIES
     is_of_this_machine: ClassVar[bool] = True  # the golden vectors are this processor's
 
@@ -74,4 +75,4 @@ class ExportStage(Stage):
             progress.note(f"export: {note}")
         carry_files(self.checkpoint.folder, folder)
         signature = close_graph(folder, task=task, examples=examples, precision="fp32")
-        return self.seal(folder, kind="onnx", task=task.name, precision="fp32", signature=signature)
+        return self.seal(folder, task=task.name, precision="fp32", signature=signature)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import JsonValue
 
-from edgesmith.artifact import Artifact
+from edgesmith.artifact import Artifact, Kind
 from edgesmith.data import sample_rows
 from edgesmith.errors import UnsupportedError
 from edgesmith.files import atomic_write, sha256_file, sha256_text
@@ -36,6 +36,7 @@ class MergeStage(Stage):
     """Fold adapters into their base, weight by weight."""
 
     step: ClassVar[str] = "merge"
+    kind: ClassVar[Kind] = "checkpoint"
     libraries: ClassVar[tuple[str, ...]] = _LIBRARIES
 
     base: Artifact
@@ -55,6 +56,11 @@ class MergeStage(Stage):
         return {"base": self.base.digest, **digests}
 
     @property
+    def paths(self) -> tuple[Path, ...]:
+        """Base and adapters."""
+        return (self.base.path, *(path for path, _ in self.adapters))
+
+    @property
     def specs(self) -> list[AdapterSpec]:
         """The adapters as merging takes them."""
         from compress.adapter import AdapterSpec
@@ -71,7 +77,7 @@ class MergeStage(Stage):
             f"peak memory +{format_bytes(result.peak_memory_added_bytes)} for {format_bytes(result.weights_bytes)} "
             f"of weights (largest tensor {format_bytes(result.largest_tensor_bytes)})"
         )
-        return self.seal(folder, kind="checkpoint")
+        return self.seal(folder)
 
 
 @dataclass(frozen=True, kw_only=True)

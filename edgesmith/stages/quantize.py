@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import JsonValue
 
-from edgesmith.artifact import Artifact
+from edgesmith.artifact import Artifact, Kind
 from edgesmith.errors import UnsupportedError, UsageError
 from edgesmith.files import atomic_write
 from edgesmith.progress import Progress
@@ -34,6 +36,7 @@ class QuantizeStage(Stage):
     """Turn weights and activations into 8-bit integers, on ranges of real rows where the method needs them."""
 
     step: ClassVar[str] = "quantize"
+    kind: ClassVar[Kind] = "onnx"
     libraries: ClassVar[tuple[str, ...]] = _LIBRARIES
     is_of_this_machine: ClassVar[bool] = True  # the golden vectors are this processor's
 
@@ -75,10 +78,20 @@ class QuantizeStage(Stage):
             feeds = (task.encode([example]) for example in progress.track(calibration, "calibrate"))
         source = self.source.path if self.source.path.is_file() else self.source.file(MODEL_FILE)
         result = quantize_onnx(source, folder / MODEL_FILE, self._config(), feeds, progress=progress)
+        self._check_patterns(result)
         _tell(result, folder, progress)
         carry_files(self.source.folder, folder)
         signature = close_graph(folder, task=task, examples=examples, precision="int8")
-        return self.seal(folder, kind="onnx", task=task.name, precision="int8", signature=signature)
+        return self.seal(folder, task=task.name, precision="int8", signature=signature)
+
+    def _check_patterns(self, result: QuantizeResult) -> None:
+        """A pattern that matches nothing is a misspelt one."""
+        names = [node.name for node in result.quantized] + [node.name for node in result.skipped]
+        used = {node.reason for node in result.skipped}
+        for pattern in self.method.exclude:
+            if f"excluded by {pattern!r}" not in used and not any(fnmatchcase(name, pattern) for name in names):
+                near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.3) or names[:1]
+                raise UsageError(f"exclude {pattern!r} matches no layer", mend=f"A layer's name is {near[0]!r}, say.")
 
     def _config(self) -> DynamicInt8Config | StaticInt8Config:
         from compress.quantize.config import DynamicInt8Config, LayerSelection, SmoothingConfig, StaticInt8Config
@@ -88,6 +101,11 @@ class QuantizeStage(Stage):
                 f"{self.method.method}{' with smoothing' if self.method.is_smoothed else ''} takes ranges from real "
                 "rows, and none were given",
                 mend="Name a file of them: --calibration train.jsonl, or data.calibration in a recipe.",
+            )
+        if self.calibration is not None and not self.method.needs_calibration:
+            raise UsageError(
+                "dynamic-int8 without smoothing takes no ranges from calibration rows, but some were given",
+                mend="Add --smoothing, or leave --calibration out.",
             )
         select = LayerSelection(exclude=self.method.exclude)
         smoothing = SmoothingConfig() if self.method.is_smoothed else None

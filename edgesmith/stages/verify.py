@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import JsonValue
 
 from edgesmith.artifact import Artifact
+from edgesmith.errors import UsageError
 from edgesmith.progress import SILENT, Progress
 from edgesmith.stages.base import Stage
 from edgesmith.stages.rows import Rows
@@ -71,12 +72,18 @@ def verify_artifact(
     from serve.runtime import EngineOptions, open_engine
 
     loaded = load_task(artifact.folder, task, columns=rows.columns)
-    batches = make_batches(loaded, rows.read(loaded))
+    examples = rows.read(loaded)
+    batches = make_batches(loaded, examples)
     if reference.kind == "checkpoint":
         from export.reference import TorchEngine
+        from export.task_parity import check_task
 
+        check_task(reference.folder, loaded, examples)
         expected = TorchEngine(reference.path, loaded)
     else:
+        if reference.manifest.task not in (None, loaded.name):
+            theirs = reference.manifest.task
+            raise UsageError(f"{reference.path}: is for {theirs}, but {artifact.path} is for {loaded.name}")
         expected = open_engine(reference, EngineOptions(threads=threads))  # type: ignore[assignment]
     candidate = open_engine(artifact, EngineOptions(threads=threads))
     try:
