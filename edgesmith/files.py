@@ -144,19 +144,20 @@ def fsync_tree(folder: Path) -> None:
 
 
 @contextmanager
-def hold_lock(path: Path) -> Iterator[None]:
+def hold_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold an exclusive lock on a folder, or on a file that is made for it; others wait.
 
     The lock belongs to the open file, so the system releases it when its holder is killed.
 
     Raises:
         StorageError: the file cannot be made or opened.
+        BlockingIOError: another process holds it, and `wait` is off.
     """
     with storage_errors(path):
         flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
         descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(descriptor)

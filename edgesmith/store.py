@@ -19,14 +19,14 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from edgesmith.artifact import Artifact, canonical_json, read_artifact, tool_versions
-from edgesmith.errors import ArtifactError
+from edgesmith.errors import ArtifactError, StorageError
 from edgesmith.files import hold_lock, publish_folder, storage_errors
 
 __all__ = ["StepKey", "Store", "code_digest", "default_store_root"]
@@ -109,6 +109,7 @@ class Store:
         """
         if (found := self.find(key)) is not None:
             return found
+        self._sweep()
         with self._lock(key):
             if (found := self.find(key)) is not None:  # another process made it while this one waited
                 return found
@@ -125,6 +126,14 @@ class Store:
             finally:
                 shutil.rmtree(work, ignore_errors=True)
         return read_artifact(entry)
+
+    def _sweep(self) -> None:
+        """Remove what killed processes left half-built: folders whose lock nobody holds."""
+        for left in self.root.glob("work/*"):
+            key = left.name.lstrip(".").partition(".")[0]
+            lock = self.root / "locks" / key
+            with suppress(BlockingIOError, StorageError), hold_lock(lock, wait=False):
+                shutil.rmtree(left, ignore_errors=True)
 
     def _folder(self, area: str, key: StepKey) -> Path:
         return self.root / area / key.digest

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
+from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -90,8 +90,9 @@ class QuantizeStage(Stage):
         used = {node.reason for node in result.skipped}
         for pattern in self.method.exclude:
             if f"excluded by {pattern!r}" not in used and not any(fnmatchcase(name, pattern) for name in names):
-                near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.3) or names[:1]
-                raise UsageError(f"exclude {pattern!r} matches no layer", mend=f"A layer's name is {near[0]!r}, say.")
+                core = pattern.strip("*?")
+                near = max(names, key=lambda name: SequenceMatcher(None, core, name).find_longest_match().size)
+                raise UsageError(f"exclude {pattern!r} matches no layer", mend=f"A layer's name is {near!r}, say.")
 
     def _config(self) -> DynamicInt8Config | StaticInt8Config:
         from compress.quantize.config import DynamicInt8Config, LayerSelection, SmoothingConfig, StaticInt8Config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from edgesmith.artifact import open_artifact
 from tests.e2e.conftest import Project
 
 pytestmark = pytest.mark.slow
@@ -216,7 +218,68 @@ def test_foreign_folder_is_never_replaced(project: Project) -> None:
     assert (project.out / "server" / "thesis.txt").read_text() == "years of work"
 
 
-def test_json_errors_are_one_object(project: Project) -> None:
-    done = project.edgesmith("inspect", "nowhere", "--json")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("eval", "out/server", "--data", "test.jsonl", "-o", "out/server"),
+        ("bench", "out/server", "-o", "out/server"),
+        ("quantize", "fp32", "-o", "fp32"),
+        ("eval", "fp32", "--data", "test.jsonl", "-o", "out/server"),  # evidence never replaces a model
+        ("export", "base", "-o", "base"),
+        ("export", "base", "-o", "page"),
+    ],
+)
+def test_no_output_replaces_an_input_or_another_kind(
+    released: Released, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    project = released(tmp_path)
+    entries = [open_artifact(path) for path in project.store.glob("entries/*")]
+    [fp32] = [one for one in entries if one.manifest.step == "export"]
+    shutil.copytree(fp32.path, project.folder / "fp32")
+    (project.folder / "page").mkdir()
+    (project.folder / "page" / "manifest.json").write_text('{"name": "a web page"}')
+    before = {path: path.read_bytes() for path in project.folder.rglob("*") if path.is_file()}
+    done = project.edgesmith(*command)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert {path: path.read_bytes() for path in project.folder.rglob("*") if path.is_file()} == before
+
+
+def test_artifact_without_its_manifest_is_not_trusted(released: Released, tmp_path: Path) -> None:
+    project = released(tmp_path)
+    (project.out / "server" / "manifest.json").unlink()
+    for command in (("check", "out/server"), ("inspect", "out/server"), ("predict", "out/server", "text")):
+        done = project.edgesmith(*command)
+        assert done.returncode == 4, command
+        assert "manifest.json is missing" in done.stderr
+    assert project.edgesmith("check", "out/server/model.onnx").returncode == 4
+
+
+def test_pattern_that_excludes_nothing_is_refused(released: Released, tmp_path: Path) -> None:
+    project = released(tmp_path)
+    done = project.run("--set", "targets.server.quantize.exclude=['*atention*']")
+    assert done.returncode == 2
+    assert "matches no layer" in done.stderr
+    assert "attention" in done.stderr
+
+
+def test_interrupt_ends_with_130_and_a_word(project: Project) -> None:
+    command = project.command("run", "recipe.yaml", "--out", "out", "--json")
+    with subprocess.Popen(
+        command, cwd=project.folder, env=project.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert "merge" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert json.loads(stdout)["exit_code"] == 130
+    assert "the next run goes on from there" in stderr
+
+
+@pytest.mark.parametrize(
+    "command", [("inspect", "nowhere"), ("predict",), ("run", "recipe.yaml", "--treads", "2"), ("nonsense",)]
+)
+def test_json_errors_are_one_object(project: Project, command: tuple[str, ...]) -> None:
+    done = project.edgesmith(*command, "--json")
     assert done.returncode == 2
     assert json.loads(done.stdout)["exit_code"] == 2

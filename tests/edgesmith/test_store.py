@@ -122,6 +122,21 @@ def test_failed_build_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "work").iterdir()) == []
 
 
+def test_what_a_killed_process_left_of_another_key_is_swept(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    with start_builder(root) as builder:
+        assert builder.stdout is not None
+        builder.stdout.readline()
+        while not list(root.glob("work/*/*")):
+            time.sleep(0.001)
+        Store(root).build(KEY, make)
+        assert list(root.glob("work/*"))  # the live one's stays
+        builder.kill()
+    Store(root).forget(KEY)
+    Store(root).build(KEY, make)
+    assert not list(root.glob("work/*"))
+
+
 def test_unwritable_store_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="file"):
