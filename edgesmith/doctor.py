@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -14,23 +15,8 @@ from edgesmith.store import default_store_root
 
 __all__ = ["diagnose"]
 
-# Extra → distributions that it brings; kept in step with pyproject.toml by a test.
-EXTRAS = {
-    "compress": (
-        "torch",
-        "transformers",
-        "peft",
-        "accelerate",
-        "onnx",
-        "onnx-ir",
-        "onnxruntime",
-        "ml-dtypes",
-        "tokenizers",
-    ),
-    "export": ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "tokenizers"),
-    "serve": ("onnxruntime", "tokenizers"),
-    "bench": ("onnxruntime", "tokenizers", "psutil", "scipy"),
-}
+_STAGES = ("compress", "export", "serve", "bench")
+_REQUIREMENT = re.compile(r"""([A-Za-z0-9._-]+).*; *extra *== *["'](\w+)["']""")
 _MIN_FREE_BYTES = 5_000_000_000
 
 
@@ -46,7 +32,8 @@ def diagnose() -> list[dict[str, Any]]:
 def _facts() -> Iterator[dict[str, Any]]:
     yield _fact("python", "ok", f"{platform.python_version()} at {sys.executable}")
     yield _fact("edgesmith", "ok", metadata.version("edgesmith"))
-    for extra, names in EXTRAS.items():
+    for extra in _STAGES:
+        names = _brought_by(extra)
         found = {name: _version(name) for name in names}
         missing = [name for name, version in found.items() if version is None]
         if missing:
@@ -73,6 +60,12 @@ def _processor() -> dict[str, Any]:
     if slow:
         detail += "; no VNNI: 8-bit products saturate here, use reduce_range and compare with `edgesmith verify`"
     return _fact("processor", "warning" if slow else "ok", detail)
+
+
+def _brought_by(extra: str) -> list[str]:
+    """Distributions that an extra installs, from the package's own metadata."""
+    found = [_REQUIREMENT.match(line) for line in metadata.requires("edgesmith") or []]
+    return [match[1] for match in found if match and match[2] == extra]
 
 
 def _version(distribution: str) -> str | None:
