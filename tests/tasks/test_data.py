@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgesmith.data import data_digest, read_rows, sample_rows
-from edgesmith.errors import DataError, EdgesmithError
+from edgesmith.errors import DataError, EdgesmithError, UsageError
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 
@@ -104,9 +104,9 @@ def test_broken_file_is_named_with_its_line(tmp_path: Path, name: str, content: 
 def test_missing_file_and_folder_are_typed_errors(tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
     for name in ("none.csv", "folder.csv"):
-        with pytest.raises(DataError, match="no such data file"):
+        with pytest.raises(UsageError, match="no such data file"):
             list(read_rows(tmp_path / name))
-        with pytest.raises(DataError, match="no such data file"):
+        with pytest.raises(UsageError, match="no such data file"):
             data_digest(tmp_path / name)
 
 
