@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -64,7 +65,7 @@ def run_recipe(variant: str) -> tuple[dict[str, Any], float]:
 
 def folder_of(variant: str) -> Path:
     """Where a variant's release is written."""
-    return OUT / variant.replace(" ", "-").replace(",", "").strip("()")
+    return OUT / re.sub(r"[^a-z0-9]+", "-", variant).strip("-")
 
 
 def time_help() -> float:
