@@ -17,6 +17,7 @@ from edgesmith.artifact import MANIFEST, Artifact, read_artifact
 from edgesmith.errors import EdgesmithError, UsageError
 from edgesmith.evidence import evidence_of, write_baseline
 from edgesmith.files import copy_tree, hold_lock, storage_errors
+from edgesmith.gates import Gates
 from edgesmith.pipeline import Made, TargetResult, walk
 from edgesmith.progress import Progress
 from edgesmith.recipe import Recipe, load_recipe
@@ -51,20 +52,24 @@ class Release:
     out: Path
     steps: tuple[TimedStep, ...]
     targets: tuple[ReleasedTarget, ...]
+    gates: Gates
     seconds: float
 
     @property
     def verdict(self) -> str:
-        """PASS, FAIL or INCONCLUSIVE over all targets; PASS where the recipe has no gates, which is said."""
+        """PASS, FAIL or INCONCLUSIVE over all targets; PASS where the recipe has no gates, which is said.
+
+        Gates of which none could be judged, since every target is its own baseline, are INCONCLUSIVE.
+        """
         from bench.gate import overall
 
         verdicts = [verdict for target in self.targets for verdict in target.verdicts]
-        return overall(verdicts).value if verdicts else "PASS"
+        return overall(verdicts).value if self.is_judged else "PASS"
 
     @property
     def is_judged(self) -> bool:
         """Whether the recipe has gates."""
-        return any(target.verdicts for target in self.targets)
+        return self.gates.are_set
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Columns and rows of the final table: each artifact beside its baseline."""
@@ -136,7 +141,16 @@ def make_release(
         for released, target in zip(targets, made.targets, strict=True):
             _report(recipe, made, target, released, destination, _command(path, settings))
     _for_ci(targets, junit, summary)
-    return Release(out=destination, steps=tuple(runner.steps), targets=targets, seconds=time.monotonic() - start)
+    for target in made.targets:
+        if target.comparison is None and recipe.gates != recipe.gates.absolute:
+            progress.note(f"{target.name}: is its own baseline; gates that compare with one were not judged for it")
+    return Release(
+        out=destination,
+        steps=tuple(runner.steps),
+        targets=targets,
+        gates=recipe.gates,
+        seconds=time.monotonic() - start,
+    )
 
 
 def _check_destination(out: Path, recipe: Recipe) -> None:

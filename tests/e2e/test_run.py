@@ -131,6 +131,13 @@ def test_targets_that_share_a_baseline_are_each_judged(released: Released, tmp_p
         assert done.returncode == 0, (name, done.stdout + done.stderr)
 
 
+def test_gates_that_compare_a_target_with_itself_are_no_pass(released: Released, tmp_path: Path) -> None:
+    project = released(tmp_path)
+    done = project.run("--set", "targets={fp32: {format: onnx}}")  # its one gate is a reduction of size
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "fp32: is its own baseline" in done.stderr
+
+
 def test_times_are_taken_anew_when_asked(released: Released, tmp_path: Path) -> None:
     project = released(tmp_path)
     result = json.loads(project.run("--remeasure", "--json").stdout)
