@@ -1,0 +1,30 @@
+"""The commands as Python functions: same names, same meaning, typed results instead of text.
+
+Each imports what it needs when it is called, so that importing this package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from edgesmith.api.judge import gate
+from edgesmith.api.look import check, doctor, inspect, predict
+from edgesmith.api.measure import bench, eval, verify  # noqa: A004
+from edgesmith.api.recipes import init, plan, run, schema
+from edgesmith.api.steps import export, merge, quantize
+
+__all__ = [
+    "bench",
+    "check",
+    "doctor",
+    "eval",
+    "export",
+    "gate",
+    "init",
+    "inspect",
+    "merge",
+    "plan",
+    "predict",
+    "quantize",
+    "run",
+    "schema",
+    "verify",
+]

@@ -1,0 +1,116 @@
+"""Looking into artifacts and at the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgesmith.errors import ArtifactError, DataError, VerificationError
+
+__all__ = ["check", "doctor", "inspect", "predict"]
+
+
+def predict(artifact: Path, texts: Sequence[str], *, threads: int = 1) -> list[dict[str, Any]]:
+    """Answer texts with an artifact.
+
+    Raises:
+        ArtifactError: the artifact is damaged.
+        DataError: there is no text.
+    """
+    from edgesmith.artifact import open_artifact
+    from edgesmith.tasks import load_task
+    from serve.runtime import EngineOptions, open_engine
+
+    if not texts:
+        raise DataError("no text to answer")
+    opened = open_artifact(artifact, kinds=("onnx",))
+    task = load_task(opened.folder)
+    engine = open_engine(opened, EngineOptions(threads=threads))
+    answers = []
+    try:
+        for text in texts:
+            arrays = task.encode([text])
+            answers += task.decode(engine.run(arrays), arrays, [text])
+    finally:
+        engine.close()
+    return answers
+
+
+def inspect(artifact: Path) -> dict[str, Any]:
+    """Tell what an artifact is, from its manifest and its checked files.
+
+    Raises:
+        ArtifactError: a file was altered.
+    """
+    from edgesmith.artifact import open_artifact
+
+    opened = open_artifact(artifact)
+    manifest = opened.manifest
+    signature = manifest.signature
+    return {
+        "path": str(artifact),
+        "digest": opened.digest,
+        "kind": manifest.kind,
+        "task": manifest.task,
+        "precision": manifest.precision,
+        "made_by": manifest.step,
+        "options": manifest.options,
+        "parents": [f"{parent.role} {parent.digest}" for parent in manifest.parents],
+        "tools": [f"{name} {version}" for name, version in manifest.tools.items()],
+        "inputs": [f"{one.name} {one.dtype}{list(one.shape)}" for one in signature.inputs] if signature else [],
+        "outputs": [f"{one.name} {one.dtype}{list(one.shape)}" for one in signature.outputs] if signature else [],
+        "size_bytes": opened.size_bytes,
+        "model_bytes": opened.model_bytes,
+        "files": [entry.model_dump() for entry in manifest.files],
+    }
+
+
+def check(artifact: Path, *, threads: int = 1) -> dict[str, Any]:
+    """Check an artifact's hashes, and its golden vectors on this machine.
+
+    Returns:
+        `digest`, `num_files`, `golden` (None where it has none) and a `summary` sentence.
+
+    Raises:
+        ArtifactError: a file was altered, is missing or was added.
+        VerificationError: this machine's outputs are further from the recorded ones than the tolerance.
+    """
+    from dataclasses import asdict
+
+    from edgesmith.artifact import open_artifact
+
+    opened = open_artifact(artifact)
+    if opened.manifest.step == "found":
+        raise ArtifactError(f"{artifact}: has no manifest, so there is nothing to check it against")
+    num_files = len(opened.manifest.files)
+    result: dict[str, Any] = {"digest": opened.digest, "num_files": num_files, "golden": None}
+    golden_text = "no golden vectors to run"
+    if opened.kind == "onnx":
+        from serve.runtime import EngineOptions, open_engine
+        from serve.runtime.golden import check_golden
+
+        engine = open_engine(opened, EngineOptions(threads=threads))
+        try:
+            golden = check_golden(opened, engine)
+        finally:
+            engine.close()
+        if golden is not None:
+            if not golden.passed:
+                raise VerificationError(
+                    f"{artifact}: its golden vectors fail here: {golden.reason}",
+                    mend="This processor rounds differently; x86 without VNNI needs quantize.reduce_range.",
+                )
+            result["golden"] = asdict(golden)
+            golden_text = (
+                f"{golden.num_rows} golden rows within {golden.max_abs_difference:.2g} (allowed {golden.tolerance:.2g})"
+            )
+    result["summary"] = f"{artifact}: {num_files} files as the manifest says; {golden_text}"
+    return result
+
+
+def doctor() -> dict[str, Any]:
+    """Tell what this machine can do."""
+    from edgesmith.doctor import diagnose
+
+    return {"facts": diagnose()}

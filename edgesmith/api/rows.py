@@ -1,0 +1,33 @@
+"""Which rows a command proves or times something on when the user names a file, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgesmith.progress import Progress
+
+if TYPE_CHECKING:
+    from edgesmith.stages.rows import Rows
+
+__all__ = ["NUM_TIMED", "NUM_VERIFIED", "proof_rows"]
+
+NUM_VERIFIED = 64
+NUM_TIMED = 64
+
+
+def proof_rows(
+    data: Path | None,
+    *,
+    num: int = NUM_VERIFIED,
+    seed: int,
+    columns: Mapping[str, str] | None,
+    progress: Progress,
+) -> Rows:
+    """Rows to prove something on: the user's, or the packaged sentences, which is said."""
+    from edgesmith.stages.rows import Rows
+
+    if data is None:
+        progress.note("verified on packaged English sentences; give --data for rows of your own")
+    return Rows(path=data, num=num if data else None, seed=seed, columns=columns or {})

@@ -1,0 +1,196 @@
+"""Single steps: artifact or checkpoint in, proven artifact out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from edgesmith.api.rows import proof_rows
+from edgesmith.errors import UsageError
+from edgesmith.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from compress.verify_merge import MergeVerification
+    from edgesmith.artifact import Artifact
+    from export.verify import Verification
+
+__all__ = ["export", "merge", "quantize"]
+
+
+def merge(
+    base: Path,
+    adapter: Sequence[str | Path],
+    *,
+    out: Path,
+    data: Path | None = None,
+    task: str | None = None,
+    dequantize: bool = False,
+    columns: Mapping[str, str] | None = None,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> tuple[Artifact, MergeVerification]:
+    """Fold adapters into their base; nothing appears at `out` unless it equals base + adapter.
+
+    Args:
+        base: Checkpoint that the adapters were trained on.
+        adapter: Folders, or `folder:weight`.
+        out: Folder to write.
+        data: Rows to prove it on; packaged sentences if left out.
+        task: Guessed from config.json if left out.
+        dequantize: Allow a 4- or 8-bit base.
+        columns: The task's column → the file's.
+        seed: Of the rows' draw.
+        progress: Shows how far it is.
+
+    Raises:
+        MergeError: an adapter does not fit, or cannot be merged.
+        CheckpointError: base or adapter is damaged or unsafe.
+        VerificationError: the merged model differs.
+    """
+    from edgesmith.artifact import open_artifact
+    from edgesmith.stages.base import make_into
+    from edgesmith.stages.merge import MergeStage, prove_merge
+
+    adapters = tuple(_weighted(one) for one in adapter)
+    rows = proof_rows(data, seed=seed, columns=columns, progress=progress)
+    opened = open_artifact(base, kinds=("checkpoint",))
+    stage = MergeStage(base=opened, adapters=adapters, dequantize=dequantize)
+    return make_into(
+        stage, out, lambda merged: prove_merge(stage, merged, rows=rows, task=task, progress=progress), progress
+    )
+
+
+def export(
+    checkpoint: Path,
+    *,
+    out: Path,
+    format: str = "onnx",  # noqa: A002
+    task: str | None = None,
+    data: Path | None = None,
+    optimize_for: str = "onnxruntime-cpu",
+    opset: int | None = None,
+    max_length: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> tuple[Artifact, Verification]:
+    """Export a checkpoint; nothing appears at `out` unless its outputs equal the checkpoint's.
+
+    Args:
+        checkpoint: Hugging Face folder or checkpoint artifact.
+        out: Folder to write.
+        format: `onnx`.
+        task: Guessed from config.json if left out.
+        data: Rows to verify on; packaged sentences if left out.
+        optimize_for: `onnxruntime-cpu` or `portable`.
+        opset: Chosen by `optimize_for` if left out.
+        max_length: Longest input in tokens.
+        columns: The task's column → the file's.
+        seed: Of the rows' draw.
+        progress: Shows how far it is.
+
+    Raises:
+        UsageError: an option is unknown.
+        UnsupportedError: the model cannot be exported.
+        VerificationError: the export differs from the checkpoint.
+    """
+    from edgesmith.artifact import open_artifact
+    from edgesmith.recipe import OptimizeFor
+    from edgesmith.stages.base import make_into
+    from edgesmith.stages.export import ExportStage
+    from edgesmith.stages.verify import verify_artifact
+
+    if format != "onnx":
+        raise UsageError(f"--format {format}: unknown; this version exports onnx")
+    if optimize_for not in get_args(OptimizeFor):
+        raise UsageError(f"--optimize-for {optimize_for}: unknown; use {' or '.join(get_args(OptimizeFor))}")
+    reference = open_artifact(checkpoint, kinds=("checkpoint",))
+    rows = proof_rows(data, seed=seed, columns=columns, progress=progress)
+    stage = ExportStage(
+        checkpoint=reference,
+        task=task,
+        rows=rows,
+        optimize_for=optimize_for,  # type: ignore[arg-type]  # checked above
+        opset=opset,
+        max_length=max_length,
+    )
+    return make_into(
+        stage, out, lambda made: verify_artifact(made, reference, rows=rows, task=task, progress=progress), progress
+    )
+
+
+def quantize(
+    artifact: Path,
+    *,
+    method: str,
+    out: Path,
+    calibration: Path | None = None,
+    num_samples: int = 128,
+    against: Path | None = None,
+    data: Path | None = None,
+    smoothing: bool | None = None,
+    reduce_range: bool = False,
+    exclude: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> tuple[Artifact, Verification]:
+    """Quantize an fp32 artifact; nothing appears at `out` unless its outputs stay near the reference's.
+
+    Args:
+        artifact: fp32 ONNX artifact.
+        method: `dynamic-int8` or `static-int8`.
+        out: Folder to write.
+        calibration: Real rows for activation ranges; `static-int8` needs it.
+        num_samples: Rows drawn from the calibration file.
+        against: Checkpoint to verify against; `artifact` itself if left out.
+        data: Rows to verify on; packaged sentences if left out.
+        smoothing: Scale down outlying activation channels first, on the calibration rows; by default static does.
+        reduce_range: 7-bit weights, for x86 without VNNI.
+        exclude: Shell patterns of node and weight names that stay in float.
+        columns: The task's column → the file's.
+        seed: Of every draw.
+        progress: Shows how far it is.
+
+    Raises:
+        UsageError: an option is unknown, or static-int8 was given no rows.
+        VerificationError: the quantized model is too far off.
+    """
+    from edgesmith.artifact import open_artifact
+    from edgesmith.recipe import QuantizeMethod, QuantizeOptions
+    from edgesmith.stages.base import make_into
+    from edgesmith.stages.quantize import QuantizeStage
+    from edgesmith.stages.rows import Rows
+    from edgesmith.stages.verify import verify_artifact
+
+    if method not in get_args(QuantizeMethod):
+        raise UsageError(f"--method {method}: unknown; use {' or '.join(get_args(QuantizeMethod))}")
+    source = open_artifact(artifact, kinds=("onnx",))
+    reference = open_artifact(against, kinds=("checkpoint", "onnx")) if against else source
+    rows = proof_rows(data, seed=seed, columns=columns, progress=progress)
+    stage = QuantizeStage(
+        source=source,
+        method=QuantizeOptions(
+            method=method,
+            smoothing=smoothing,
+            reduce_range=reduce_range,
+            exclude=tuple(exclude),
+        ),
+        rows=rows,
+        calibration=Rows(path=calibration, num=num_samples, seed=seed, columns=columns or {}) if calibration else None,
+    )
+    return make_into(stage, out, lambda made: verify_artifact(made, reference, rows=rows, progress=progress), progress)
+
+
+def _weighted(given: str | Path) -> tuple[Path, float]:
+    """Split `folder:weight`; a path that exists is never split."""
+    text = os.fspath(given)
+    path, colon, weight = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Path(text), 1.0
+    try:
+        return Path(path), float(weight)
+    except ValueError as error:
+        raise UsageError(f"--adapter {text}: {weight!r} is no number", mend="Write PATH or PATH:WEIGHT.") from error

@@ -1,0 +1,141 @@
+"""The command line: parses, calls one function of `edgesmith.api`, prints what it returns, chooses the exit code.
+
+Nothing heavy is imported here: `--help`, `plan`, `inspect` and `gate` start at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from io import TextIOWrapper
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from edgesmith.cli import judge, look, measure, recipes, steps
+from edgesmith.errors import EdgesmithError, UsageError
+
+__all__ = ["app", "main"]
+
+EXIT_CODES = "Exit codes: 0 done or PASS · 1 FAIL · 2 usage or internal error · 3 INCONCLUSIVE · 4 input refused."
+
+
+class _Commands(TyperGroup):
+    """Ends every command with the exit code that its outcome has."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run one command."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except EdgesmithError as error:
+            _end(error)
+        except KeyboardInterrupt:
+            text = "interrupted; finished steps are in the store, and the next run goes on from there"
+            _end(EdgesmithError(text), code=130)
+        except BrokenPipeError:  # whoever reads has seen enough, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        except Exception as error:
+            if isinstance(error, typer.Exit | typer.Abort) or hasattr(error, "format_message"):
+                raise
+            import traceback
+
+            traceback.print_exc()  # a bug must not look like a gate's FAIL, which is exit code 1
+            _end(EdgesmithError(f"internal error: {error!r}", mend="Report it with the lines above."))
+        return result
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name="edgesmith",
+    help="From a fine-tuned checkpoint to small, verified, measured and gated artifacts.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from edgesmith import __version__, console
+
+        console.say(f"edgesmith {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
+
+
+# Panel of `--help` → command → an example of it.
+_PANELS: Mapping[str, Mapping[Callable[..., None], str]] = {
+    "Recipes": {
+        recipes.init: "edgesmith init out/merged --data test.jsonl -o recipe.yaml",
+        recipes.plan: "edgesmith plan recipe.yaml",
+        recipes.run: "edgesmith run recipe.yaml --out release --set targets.server.quantize.method=static-int8",
+        recipes.schema: "edgesmith schema > recipe.schema.json",
+    },
+    "One step": {
+        steps.merge: "edgesmith merge --base MiniLM --adapter lora-news -o merged --data test.jsonl",
+        steps.export: "edgesmith export merged --format onnx -o fp32 --data test.jsonl",
+        steps.quantize: "edgesmith quantize fp32 --method dynamic-int8 --against merged --data test.jsonl -o int8",
+    },
+    "Measure": {
+        measure.verify: "edgesmith verify int8 --against merged --data test.jsonl",
+        measure.eval_command: "edgesmith eval int8 --data test.jsonl -o evidence/int8-eval",
+        measure.bench: "edgesmith bench int8 --against fp32 --data test.jsonl",
+    },
+    "Judge": {
+        judge.gate: "edgesmith gate release/server --gates recipe.yaml --junit verdicts.xml",
+    },
+    "Look and check": {
+        look.predict: 'edgesmith predict release/server "Shares fell after the bank cut its forecast."',
+        look.inspect: "edgesmith inspect release/server",
+        look.check: "edgesmith check release/server",
+        look.doctor: "edgesmith doctor",
+    },
+}
+
+for _panel, _commands in _PANELS.items():
+    for _command, _example in _commands.items():
+        _name = _command.__name__.removesuffix("_command")
+        app.command(_name, epilog=f"[dim]Example:[/dim] {_example}", rich_help_panel=_panel)(_command)
+
+
+def main() -> None:
+    """Run the command line; every error becomes a message and an exit code."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Idle OpenMP threads sleep instead of spinning: torch's take turns with other work on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal without Unicode shows escapes instead of failing
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = app(standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        error.show()  # type: ignore[attr-defined]  # a flag or argument that does not exist or is missing
+        _end(UsageError(error.format_message()), is_said=True)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end(error: EdgesmithError, *, is_said: bool = False, code: int | None = None) -> NoReturn:
+    """Say what went wrong and leave with its exit code."""
+    from edgesmith import console
+
+    if not is_said:
+        console.fail(str(error))
+    code = error.exit_code if code is None else code
+    if "--json" in sys.argv:
+        console.print_json({"error": error.message, "mend": error.mend, "exit_code": code})
+    sys.exit(code)

@@ -1,0 +1,105 @@
+"""Commands that measure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgesmith.cli.options import ArtifactPath, Columns, DataFile, Json, Seed, TaskName, Threads, pairs
+from edgesmith.cli.show import show_facts, show_proof
+
+__all__ = ["bench", "eval_command", "verify"]
+
+
+def verify(
+    artifact: ArtifactPath,
+    against: Annotated[Path, typer.Option(metavar="CHECKPOINT", help="Reference: checkpoint or another artifact.")],
+    data: DataFile = None,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Rows drawn from the data file.")] = 64,
+    task: TaskName = None,
+    columns: Columns = None,
+    seed: Seed = 0,
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """Compare an artifact's outputs with its reference on real rows; a breach is an error."""
+    from edgesmith import api, console
+
+    result = api.verify(
+        artifact,
+        against=against,
+        data=data,
+        num_samples=rows,
+        task=task,
+        columns=pairs(columns),
+        seed=seed,
+        threads=threads,
+        progress=console.ConsoleProgress(),
+    )
+    show_proof(result.to_json(), json)
+
+
+def eval_command(
+    artifact: ArtifactPath,
+    data: Annotated[Path, typer.Option("--data", metavar="FILE", help="Held-out rows: JSONL, CSV or TSV.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Save metrics and per-example predictions here.")
+    ] = None,
+    task: TaskName = None,
+    columns: Columns = None,
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """Measure the task's metrics; every single prediction is saved, so that artifacts can be compared in pairs."""
+    from edgesmith import api, console
+
+    result = api.eval(
+        artifact,
+        data=data,
+        out=out,
+        task=task,
+        columns=pairs(columns),
+        threads=threads,
+        progress=console.ConsoleProgress(),
+    )
+    show_facts(result, json)
+
+
+def bench(
+    artifact: ArtifactPath,
+    against: Annotated[
+        Path | None, typer.Option(metavar="BASELINE", help="Run this artifact in turns with it, and give the ratio.")
+    ] = None,
+    data: DataFile = None,
+    length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of every request. [default: each row's own]")
+    ] = None,
+    scenario: Annotated[str, typer.Option(help="single: one client, one request after another.")] = "single",
+    requests: Annotated[int | None, typer.Option(min=1, help="Timed requests.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Save the raw samples here.")] = None,
+    task: TaskName = None,
+    columns: Columns = None,
+    threads: Threads = 1,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Measure latency, CPU time, memory and start-up, with the sample size that each figure stands on."""
+    from edgesmith import api, console
+
+    result = api.bench(
+        artifact,
+        against=against,
+        data=data,
+        scenario=scenario,
+        length=length,
+        num_requests=requests,
+        out=out,
+        task=task,
+        columns=pairs(columns),
+        threads=threads,
+        seed=seed,
+        progress=console.ConsoleProgress(),
+    )
+    show_facts(result, json)

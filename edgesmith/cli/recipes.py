@@ -1,0 +1,98 @@
+"""Commands about recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgesmith.cli.options import DataFile, Json, RecipePath, Settings, StoreRoot
+from edgesmith.cli.show import EXIT_BY_VERDICT
+
+__all__ = ["init", "plan", "run", "schema"]
+
+
+def init(
+    checkpoint: Annotated[Path, typer.Argument(help="Hugging Face folder of the fine-tuned model or of the base.")],
+    adapter: Annotated[Path | None, typer.Option(help="PEFT adapter to merge first.")] = None,
+    data: DataFile = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Recipe to write.")] = Path("recipe.yaml"),
+    json: Json = False,
+) -> None:
+    """Write a starter recipe for a checkpoint, saying what was guessed."""
+    from edgesmith import api, console
+
+    result = api.init(checkpoint, adapter=adapter, data=data, out=out)
+    if json:
+        console.print_json(result)
+        return
+    for guess in result["guesses"]:
+        console.say(guess)
+    console.say(f"wrote {out}; next: edgesmith plan {out}")
+
+
+def plan(recipe: RecipePath, settings: Settings = None, store: StoreRoot = None, json: Json = False) -> None:
+    """Show the steps of a recipe, what each needs, and which are done already."""
+    from edgesmith import api, console
+
+    steps = api.plan(recipe, settings=settings or (), store=store)
+    if json:
+        console.print_json({"steps": [step.to_json() for step in steps]})
+        return
+    rows = [(step.name, step.state, step.does, ", ".join(step.needs)) for step in steps]
+    console.print_table(("step", "state", "does", "needs"), rows)
+
+
+def run(
+    recipe: RecipePath,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write. [default: out/NAME]")] = None,
+    settings: Settings = None,
+    store: StoreRoot = None,
+    junit: Annotated[Path | None, typer.Option(help="Also write the verdicts as JUnit XML.")] = None,
+    summary: Annotated[Path | None, typer.Option(help="Also write the verdicts as Markdown.")] = None,
+    remeasure: Annotated[bool, typer.Option("--remeasure", help="Take times anew that the store has.")] = False,
+    json: Json = False,
+) -> None:
+    """Do all of it: compress, export, verify, measure, judge, report."""
+    from edgesmith import api, console
+
+    result = api.run(
+        recipe,
+        out=out,
+        settings=settings or (),
+        store=store,
+        junit=junit,
+        summary=summary,
+        remeasure=remeasure,
+        progress=console.ConsoleProgress(),
+    )
+    if json:
+        console.print_json(result.to_json())
+    else:
+        _show_run(result)
+    raise typer.Exit(EXIT_BY_VERDICT[result.verdict])
+
+
+def _show_run(result: Any) -> None:
+    from edgesmith import console
+    from edgesmith.units import format_seconds
+
+    steps = [
+        (step.name, step.does, "cached" if step.was_cached else "done", format_seconds(step.seconds))
+        for step in result.steps
+    ]
+    console.print_table(("step", "does", "", "time"), steps)
+    console.print_table(*result.table())
+    for target in result.targets:
+        for verdict in target.verdicts:
+            console.say(f"{verdict.verdict} {target.name} {verdict.gate}: {verdict.reason}")
+    overall = result.verdict if result.is_judged else "no gates set: nothing was judged"
+    console.say(f"{overall} in {format_seconds(result.seconds)}; reports, artifacts and evidence are in {result.out}")
+
+
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from edgesmith import api, console
+
+    console.print_json(api.schema())
