@@ -5,9 +5,6 @@ Wall time is what a user waits; CPU time is what holds on a machine that others 
 
 from __future__ import annotations
 
-import gc
-import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,15 +12,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.conditions import Conditions, Watch
+from bench.energy import EnergyMeter
+from bench.histogram import Histogram
+from bench.inputs import Inputs, encode_inputs
 from bench.machine import Machine, describe_machine
 from bench.raw import columns_to_bytes, damage_errors, pretty_json, read_columns, read_json
+from bench.stats.dependence import percentile_inflation
 from bench.stats.percentiles import PercentileBounds, bound_percentile
-from edgesmith.errors import DataError, UsageError
+from bench.strict import check_numbers
+from bench.timing import NullEngine, time_closed_loop
+from bench.warm_up import warm_up
+from edgesmith.errors import UsageError
 from edgesmith.files import atomic_write
 from edgesmith.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from edgesmith.tasks.base import Example, Task
     from serve.runtime import Engine
 
 __all__ = ["LATENCY", "Inputs", "Latency", "LatencyOptions", "encode_inputs", "measure_latency", "warm_up"]
@@ -31,19 +35,7 @@ __all__ = ["LATENCY", "Inputs", "Latency", "LatencyOptions", "encode_inputs", "m
 LATENCY = "latency.json"
 SAMPLES = "latency_ns.csv.gz"
 _PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
-_AGREEMENT = 1.05
-_WINDOW_REQUESTS = 16
-
-Arrays = Mapping[str, NDArray[Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """Encoded requests of one example each."""
-
-    arrays: tuple[Arrays, ...]
-    description: str
-    """Such as `1×128 tokens of real text`."""
+_NULL_REQUESTS = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,18 +55,37 @@ class Latency:
     """Samples of one engine under one scenario."""
 
     scenario: str
+    """`single`: closed loop; `server`: open loop, see `bench.server_scenario`."""
     engine: str
     artifact_digest: str | None
     inputs: str
     wall_ns: NDArray[np.int64]
-    """Time of each request as the caller waits for it, of shape [n], in the order of the requests."""
+    """Time of each request from its intended start to its answer, of shape [n], in the order of the requests."""
     cpu_ns: NDArray[np.int64]
     """CPU time of this process, all threads, during each request; of shape [n]."""
+    start_ns: NDArray[np.int64]
+    """Intended start of each request since the run's begin, of shape [n]."""
     num_warm_up: int
     is_settled: bool
     """Whether three windows in a row agreed within 5 % before the first sample."""
     machine: Machine
     load_after: float | None
+    service_ns: NDArray[np.int64] | None = None
+    """Time of each request in the engine, without its wait for earlier ones; None where none waits (closed loop)."""
+    threads: int = 1
+    """Of the engine, for one request."""
+    overhead_ns: int = 0
+    """Median wall time of an engine that answers at once, through the same loop."""
+    rate: float | None = None
+    """Arrivals a second that were asked for; None in a closed loop."""
+    rate_source: str | None = None
+    """Who chose the rate; None in a closed loop."""
+    capacity: float | None = None
+    """Requests a second of the engine when it is never idle, measured before; None in a closed loop."""
+    conditions: Conditions | None = None
+    energy_mj: float | None = None
+    """Energy of the processor's packages for each request, idle time and other processes included; None where
+    the machine does not say."""
 
     @property
     def num_requests(self) -> int:
@@ -93,16 +104,41 @@ class Latency:
 
     @property
     def waiting_share(self) -> float:
-        """Share of the wall time in which no thread of this process ran, in [0, 1]: others had the processor."""
-        return max(0.0, 1 - float(self.cpu_ns.sum()) / float(self.wall_ns.sum()))
+        """Share of the engine's time in which no thread of this process ran, in [0, 1]: others had the processor."""
+        return max(0.0, 1 - float(self.cpu_ns.sum()) / float(self.engine_ns.sum()))
+
+    @property
+    def engine_ns(self) -> NDArray[np.int64]:
+        """Time of each request in the engine, of shape [n]."""
+        return self.wall_ns if self.service_ns is None else self.service_ns
+
+    @property
+    def utilization(self) -> float | None:
+        """Share of the time in which the engine is busy at the rate asked for; 1 and more cannot be served."""
+        return None if self.rate is None else self.rate * float(self.engine_ns.mean()) / 1e9
+
+    @property
+    def is_saturated(self) -> bool:
+        """Whether requests came faster than the engine answers, so that the queue grew until the end."""
+        return self.utilization is not None and self.utilization >= 1
 
     def percentile(self, percentile: float, confidence: float = 0.99) -> PercentileBounds:
-        """Bound a percentile of the wall time, in milliseconds."""
-        return bound_percentile(self.wall_ns / 1e6, percentile, confidence)
+        """Bound a percentile of the wall time, in milliseconds.
+
+        Slow requests come in clusters (a queue, a busy machine): the bounds count their samples for less.
+        """
+        inflation = percentile_inflation(self.wall_ns, percentile)
+        return bound_percentile(self.wall_ns / 1e6, percentile, confidence, inflation=inflation)
 
     def percentiles(self, confidence: float = 0.99) -> tuple[PercentileBounds, ...]:
         """Bound the usual percentiles of the wall time, in milliseconds."""
         return tuple(self.percentile(percentile, confidence) for percentile in _PERCENTILES)
+
+    def histogram(self) -> Histogram:
+        """The wall times as an HDR histogram, in nanoseconds."""
+        histogram = Histogram()
+        histogram.record_many(self.wall_ns)
+        return histogram
 
     def summary(self) -> dict[str, Any]:
         """Give the figures without the samples, JSON-able. An unsupported percentile is null."""
@@ -112,9 +148,15 @@ class Latency:
             "engine": self.engine,
             "artifact_digest": self.artifact_digest,
             "inputs": self.inputs,
+            "threads": self.threads,
             "num_requests": self.num_requests,
             "num_warm_up": self.num_warm_up,
             "is_settled": self.is_settled,
+            "rate": self.rate,
+            "rate_source": self.rate_source,
+            "capacity": self.capacity,
+            "utilization": self.utilization,
+            "is_saturated": self.is_saturated,
             "latency_ms": {f"p{bound.percentile:g}": bound.estimate for bound in bounds} | {"mean": self.mean_ms},
             "latency_bounds_ms": {
                 f"p{bound.percentile:g}": {
@@ -127,8 +169,11 @@ class Latency:
             },
             "waiting_share": round(self.waiting_share, 4),
             "cpu_ms": {"p50": self.cpu_ms, "mean": float(self.cpu_ns.mean()) / 1e6},
+            "overhead_ns": self.overhead_ns,
+            "energy_mj": self.energy_mj,
             "machine": self.machine.to_json(),
             "load_after": self.load_after,
+            "conditions": self.conditions.to_json() if self.conditions else None,
         }
 
     def save(self, folder: Path) -> None:
@@ -137,8 +182,10 @@ class Latency:
         Raises:
             StorageError: The folder cannot be written.
         """
-        atomic_write(folder / SAMPLES, columns_to_bytes({"wall_ns": self.wall_ns, "cpu_ns": self.cpu_ns}))
-        atomic_write(folder / LATENCY, pretty_json({"schema_version": 1} | self.summary()))
+        columns = {name: getattr(self, name) for name in _COLUMNS if getattr(self, name) is not None}
+        whole = {"schema_version": 1} | self.summary() | {"histogram": self.histogram().encode()}
+        atomic_write(folder / SAMPLES, columns_to_bytes(columns))
+        atomic_write(folder / LATENCY, pretty_json(whole))
 
     @classmethod
     def load(cls, folder: Path) -> Latency:
@@ -153,75 +200,38 @@ class Latency:
         with damage_errors(folder / LATENCY):
             if summary["num_requests"] != len(samples["wall_ns"]):
                 raise ValueError(f"{len(samples['wall_ns'])} samples instead of {summary['num_requests']}")
+            check_numbers(summary, ("threads", "overhead_ns", "num_warm_up"), optional=_OPTIONAL)
+            if min(int(column.min()) for column in samples.values()) < 0:
+                raise ValueError("a time below 0")
+            conditions = summary["conditions"]
             return cls(
-                scenario=summary["scenario"],
-                engine=summary["engine"],
-                artifact_digest=summary["artifact_digest"],
-                inputs=summary["inputs"],
                 wall_ns=samples["wall_ns"],
                 cpu_ns=samples["cpu_ns"],
-                num_warm_up=summary["num_warm_up"],
-                is_settled=summary["is_settled"],
+                start_ns=samples["start_ns"],
+                service_ns=samples.get("service_ns"),
+                **{name: summary[name] for name in _PLAIN},
                 machine=Machine.from_json(summary["machine"]),
-                load_after=summary["load_after"],
+                conditions=None if conditions is None else Conditions.from_json(conditions),
             )
 
 
-def encode_inputs(
-    task: Task, examples: Sequence[Example], *, num_inputs: int = 64, length: int | None = None
-) -> Inputs:
-    """Encode real examples as requests of one example each.
-
-    Args:
-        task: Encodes them.
-        examples: Real ones, at least one.
-        num_inputs: How many different requests, taken evenly from the examples.
-        length: Exact number of tokens of every request: short texts are continued with the next ones, long ones
-            are cut, nothing is padded. By default each has its natural length.
-
-    Raises:
-        DataError: There are no examples, or all of their tokens are fewer than `length`.
-    """
-    if not examples:
-        raise DataError("no examples to time", mend="Give a data file with rows.")
-    step = max(1, len(examples) // num_inputs)
-    encoded: list[Arrays] = [task.encode([example]) for example in examples[::step][:num_inputs]]
-    if length is None:
-        tokens = [next(iter(arrays.values())).shape[1] for arrays in encoded]
-        middle = int(np.median(tokens))
-        return Inputs(
-            arrays=tuple(encoded),
-            description=f"{len(encoded)} real texts of {min(tokens)} to {max(tokens)} tokens, median {middle}",
-        )
-    joined = {name: np.concatenate([arrays[name] for arrays in encoded], axis=1) for name in encoded[0]}
-    num_tokens = next(iter(joined.values())).shape[1]
-    if num_tokens < length:
-        raise DataError(f"the examples have {num_tokens} tokens in all, fewer than the {length} of one request")
-    cut = [
-        {name: np.ascontiguousarray(values[:, start : start + length]) for name, values in joined.items()}
-        for start in range(0, num_tokens - length + 1, length)
-    ]
-    return Inputs(arrays=tuple(cut[:num_inputs]), description=f"1×{length} tokens of real text")
-
-
-def warm_up(engine: Engine, inputs: Inputs, *, max_windows: int) -> tuple[bool, int, float]:
-    """Run the same requests in windows until three in a row took the same CPU time within 5 %.
-
-    Returns:
-        Whether they did, the number of requests made, and the seconds that one takes.
-    """
-    window = inputs.arrays[:_WINDOW_REQUESTS]
-    taken: list[int] = []
-    seconds = 0.0
-    for _ in range(max_windows):
-        start, start_cpu = time.perf_counter(), time.process_time_ns()
-        for arrays in window:
-            engine.run(arrays)
-        taken.append(max(1, time.process_time_ns() - start_cpu))
-        seconds = (time.perf_counter() - start) / len(window)
-        if len(taken) >= 3 and max(taken[-3:]) <= _AGREEMENT * min(taken[-3:]):
-            return True, len(taken) * len(window), seconds
-    return False, len(taken) * len(window), seconds
+_COLUMNS = ("start_ns", "wall_ns", "service_ns", "cpu_ns")
+_OPTIONAL = ("rate", "capacity", "energy_mj", "load_after")
+_PLAIN = (
+    "scenario",
+    "engine",
+    "artifact_digest",
+    "inputs",
+    "threads",
+    "num_warm_up",
+    "is_settled",
+    "rate",
+    "rate_source",
+    "capacity",
+    "overhead_ns",
+    "energy_mj",
+    "load_after",
+)
 
 
 def measure_latency(
@@ -230,6 +240,7 @@ def measure_latency(
     *,
     options: LatencyOptions | None = None,
     artifact_digest: str | None = None,
+    threads: int = 1,
     progress: Progress = SILENT,
 ) -> Latency:
     """Time single requests, closed loop: the next one starts when the last one is answered.
@@ -239,6 +250,7 @@ def measure_latency(
         inputs: The requests, used in turn.
         options: How long.
         artifact_digest: Of what the engine runs.
+        threads: What the engine was opened with.
         progress: Shows the requests done.
 
     Raises:
@@ -251,41 +263,23 @@ def measure_latency(
     is_settled, num_warm_up, seconds = warm_up(engine, inputs, max_windows=chosen.max_warm_up_windows)
     wanted = int(chosen.seconds / max(seconds, 1e-9))
     num_requests = max(chosen.min_requests, min(chosen.max_requests, wanted))
-    wall_ns, cpu_ns = _time_requests(engine, inputs.arrays, num_requests, progress)
+    with Watch() as watch, EnergyMeter() as energy:
+        samples = time_closed_loop(engine, inputs.arrays, num_requests, progress)
+    null = time_closed_loop(NullEngine(), inputs.arrays, _NULL_REQUESTS)
     return Latency(
         scenario="single",
         engine=engine.name,
         artifact_digest=artifact_digest,
         inputs=inputs.description,
-        wall_ns=wall_ns,
-        cpu_ns=cpu_ns,
+        wall_ns=samples.wall_ns,
+        cpu_ns=samples.cpu_ns,
+        start_ns=samples.start_ns,
         num_warm_up=num_warm_up,
         is_settled=is_settled,
         machine=machine,
         load_after=describe_machine().load_1min,
+        threads=threads,
+        overhead_ns=int(np.median(null.wall_ns)),
+        conditions=watch.conditions,
+        energy_mj=energy.per_request_mj(num_requests),
     )
-
-
-def _time_requests(
-    engine: Engine, arrays: Sequence[Arrays], num_requests: int, progress: Progress
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    wall_ns = np.empty(num_requests, dtype=np.int64)
-    cpu_ns = np.empty(num_requests, dtype=np.int64)
-    report_every = max(1, num_requests // 50)
-    was_collecting = gc.isenabled()
-    gc.disable()
-    try:
-        with progress.bar("time requests", total=num_requests) as advance:
-            for index in range(num_requests):
-                request = arrays[index % len(arrays)]
-                start_cpu = time.process_time_ns()
-                start = time.perf_counter_ns()
-                engine.run(request)
-                wall_ns[index] = time.perf_counter_ns() - start
-                cpu_ns[index] = time.process_time_ns() - start_cpu
-                if index % report_every == report_every - 1:
-                    advance(report_every)
-    finally:
-        if was_collecting:
-            gc.enable()
-    return wall_ns, cpu_ns

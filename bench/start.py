@@ -10,7 +10,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench.conditions import Conditions, Watch
+from bench.machine import Machine, describe_machine
 from bench.raw import damage_errors, pretty_json, read_json
+from bench.strict import check_numbers
 from edgesmith.errors import ArtifactError, EdgesmithError, VerificationError
 from edgesmith.files import atomic_write
 
@@ -36,6 +39,8 @@ class Start:
     """To import the engine's library and open the model."""
     first_run_ms: float
     peak_rss_bytes: int
+    machine: Machine
+    conditions: Conditions | None = None
 
     @property
     def cold_start_ms(self) -> float:
@@ -44,7 +49,11 @@ class Start:
 
     def summary(self) -> dict[str, Any]:
         """JSON-able form."""
-        return asdict(self) | {"cold_start_ms": self.cold_start_ms}
+        nested = {
+            "machine": self.machine.to_json(),
+            "conditions": self.conditions.to_json() if self.conditions else None,
+        }
+        return asdict(self) | nested | {"cold_start_ms": self.cold_start_ms}
 
     def save(self, folder: Path) -> None:
         """Write `start.json` into a folder.
@@ -64,7 +73,25 @@ class Start:
         """
         value = read_json(folder / START, mend="Make one with `edgesmith bench`.")
         with damage_errors(folder / START):
-            return cls(**{name: value[name] for name in cls.__dataclass_fields__})
+            check_numbers(value, _NUMBERS)
+            conditions = value["conditions"]
+            plain = {name: value[name] for name in cls.__dataclass_fields__ if name not in ("machine", "conditions")}
+            return cls(
+                **plain,
+                machine=Machine.from_json(value["machine"]),
+                conditions=None if conditions is None else Conditions.from_json(conditions),
+            )
+
+
+_NUMBERS = (
+    "threads",
+    "num_starts",
+    "startup_cpu_ms",
+    "verify_ms",
+    "load_ms",
+    "first_run_ms",
+    "peak_rss_bytes",
+)
 
 
 def measure_start(path: Path, *, threads: int = 1, num_starts: int = 3) -> Start:
@@ -80,7 +107,9 @@ def measure_start(path: Path, *, threads: int = 1, num_starts: int = 3) -> Start
         VerificationError: The artifact gave other answers than its golden ones.
         EdgesmithError: The probe died.
     """
-    probes = [_probe(path, threads) for _ in range(num_starts)]
+    machine = describe_machine()
+    with Watch() as watch:
+        probes = [_probe(path, threads) for _ in range(num_starts)]
 
     def middle(name: str) -> float:
         return float(median(probe[name] for probe in probes))
@@ -95,6 +124,8 @@ def measure_start(path: Path, *, threads: int = 1, num_starts: int = 3) -> Start
         load_ms=middle("load_ms"),
         first_run_ms=middle("first_run_ms"),
         peak_rss_bytes=max(probe["peak_rss_bytes"] for probe in probes),
+        machine=machine,
+        conditions=watch.conditions,
     )
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from enum import StrEnum
 from typing import Any, Literal
 
-__all__ = ["Outcome", "Verdict", "overall", "show", "show_count"]
+__all__ = ["Outcome", "Verdict", "overall", "samples_to_settle", "show", "show_count"]
+
+
+Rounding = Literal["up", "down", "near"]
 
 
 class Outcome(StrEnum):
@@ -29,7 +33,8 @@ class Verdict:
     reason: str
     """One or two sentences: the figure, its bound, the limit and how much evidence there was."""
     unit: str
-    """Of `estimate`, `bound`, `threshold` and `detectable`."""
+    """Of `estimate`, `bound`, `threshold` and `detectable`: `ms`, `MB`, `×`, `/s`, `nats`, `share`, or a metric's
+    name for an accuracy, which is a loss of it where `at_least` is false."""
     threshold: float
     """What the recipe asks for."""
     estimate: float | None
@@ -39,11 +44,53 @@ class Verdict:
     confidence: float | None = None
     """Of `bound`, one-sided."""
     num_samples: int | None = None
-    """Examples, requests or turns; None for a figure without noise."""
+    """How much was measured; None for a figure without noise."""
+    samples: str = ""
+    """What `num_samples` and `num_needed` count: examples, requests, pairs of turns, rounds."""
     detectable: float | None = None
     """The smallest difference that this much evidence could have seen."""
     num_needed: int | None = None
     """Samples that would settle an inconclusive verdict, as far as can be said."""
+    at_least: bool = False
+    """Whether the figure must be at least `threshold`, not at most."""
+    machine: str | None = None
+    """Name of the machine that the figure belongs to; None where any machine gives the same."""
+
+    def figure(self, value: float | None, rounding: Rounding = "near") -> str:
+        """Write a figure in this verdict's unit for people, never rounded onto or across the limit; `–` for None.
+
+        >>> Verdict(gate="g", verdict=Outcome.PASS, reason="", unit="share", threshold=0.02, estimate=None,
+        ...         bound=None).figure(0.0123)
+        '1.23 %'
+        """
+        if value is None:
+            return "–"
+        match self.unit:
+            case "ms" | "MB":
+                return f"{show(value, self.threshold, rounding=rounding)} {self.unit}"
+            case "nats":
+                return f"{show(value, self.threshold, digits=4, rounding=rounding)} nats"
+            case "×" | "/s":
+                return f"{show(value, self.threshold, rounding=rounding)}{self.unit}"
+            case "share":
+                return f"{show(100 * value, 100 * self.threshold, rounding=rounding)} %"
+            case _:
+                unit = "%" if self.at_least else "points"
+                return f"{show(100 * value, 100 * self.threshold, rounding=rounding)} {unit}"
+
+    @property
+    def limit(self) -> str:
+        """The threshold for people, as the recipe says it: `≤ 1 points`, `≥ 2×`."""
+        match self.unit:
+            case "ms" | "MB" | "nats":
+                shown = f"{self.threshold:,.12g} {self.unit}"
+            case "×" | "/s":
+                shown = f"{self.threshold:,.12g}{self.unit}"
+            case "share":
+                shown = f"{100 * self.threshold:,.12g} %"
+            case _:
+                shown = f"{100 * self.threshold:,.12g} {'%' if self.at_least else 'points'}"
+        return f"{'≥' if self.at_least else '≤'} {shown}"
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form, keys in a fixed order."""
@@ -57,8 +104,11 @@ class Verdict:
             "bound": self.bound,
             "confidence": self.confidence,
             "num_samples": self.num_samples,
+            "samples": self.samples,
             "detectable": self.detectable,
             "num_needed": self.num_needed,
+            "at_least": self.at_least,
+            "machine": self.machine,
         }
 
 
@@ -70,9 +120,7 @@ def overall(verdicts: Iterable[Verdict]) -> Outcome:
     return Outcome.PASS if outcomes == {Outcome.PASS} else Outcome.INCONCLUSIVE
 
 
-def show(
-    value: float, limit: float | None = None, *, digits: int = 2, rounding: Literal["up", "down", "near"] = "near"
-) -> str:
+def show(value: float, limit: float | None = None, *, digits: int = 2, rounding: Rounding = "near") -> str:
     """Write a number so that rounding never moves it onto or across a limit.
 
     Args:
@@ -95,6 +143,25 @@ def show(
             break
     text = f"{shown:,f}"
     return text.removeprefix("-") if not shown else text
+
+
+def samples_to_settle(num_samples: int, width: float, distance: float) -> int | None:
+    """Samples at which a bound will have moved from the estimate's far side to the limit, as its width shrinks.
+
+    Args:
+        num_samples: Now.
+        width: From the estimate to the bound, ≥ 0.
+        distance: From the estimate to the limit, ≥ 0.
+
+    Returns:
+        More than there are; None if the estimate is the limit itself.
+
+    >>> samples_to_settle(100, 0.2, 0.1)
+    400
+    """
+    if distance <= 0 or not math.isfinite(width / distance):
+        return None
+    return max(num_samples + 1, math.ceil(num_samples * (width / distance) ** 2 - 1e-9))
 
 
 def show_count(number: int) -> str:

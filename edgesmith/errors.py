@@ -16,6 +16,7 @@ __all__ = [
     "MergeError",
     "MissingExtraError",
     "RecipeError",
+    "ServerError",
     "StorageError",
     "UnsupportedError",
     "UsageError",
@@ -52,6 +53,10 @@ class RecipeError(UsageError):
 
 class MissingExtraError(UsageError):
     """A library that this command needs is not installed; the mend names the extra."""
+
+
+class ServerError(EdgesmithError):
+    """A server that cannot be reached, or that speaks no protocol known here."""
 
 
 class StorageError(EdgesmithError):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -18,88 +19,191 @@ from edgesmith.gates import Gates
 from edgesmith.recipe import load_recipe, recipe_error
 
 if TYPE_CHECKING:
+    from bench.duet import Duet
+    from bench.footprint import Footprint
     from bench.gate import Evidence, Subject
+    from bench.generation import Generation
+    from bench.latency import Latency
+    from bench.limits import Limits
+    from bench.load.result import LoadResult
+    from bench.start import Start
+    from bench.sweep import Sweep
+    from bench.tensor_sizes import TensorSizes
+    from bench.throughput import Throughput
+    from bench.verdict import Verdict
 
-__all__ = ["collect_evidence", "evidence_of", "load_gates", "write_baseline"]
+__all__ = [
+    "Measured",
+    "Role",
+    "find_evidence",
+    "judge_measured",
+    "load_gates",
+    "measured_duets",
+    "measured_pair",
+    "noted",
+    "read_verification",
+    "write_role",
+]
 
 T = TypeVar("T")
 
-BASELINE_FILE = "baseline.json"
+SUBJECT_FILE = "subject.json"
+Role = Literal["baseline", "previous"]
 
 
-def evidence_of(
-    artifact: Artifact,
-    *,
-    baseline: Subject | None,
-    evaluation: Artifact | None,
-    baseline_evaluation: Artifact | None,
-    latency: Artifact | None,
-    comparison: Artifact | None,
-    name: str = "",
-) -> Evidence:
-    """Read evidence folders into what gates are judged on."""
-    from bench.accuracy import Evaluation
-    from bench.duet import Duet
-    from bench.gate import Evidence, Subject
-    from bench.latency import Latency
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """All that was measured of one artifact, as far as a folder holds it."""
 
-    return Evidence(
-        artifact=Subject.of(artifact, name),
-        baseline=baseline,
-        evaluation=Evaluation.load(evaluation.path) if evaluation else None,
-        baseline_evaluation=Evaluation.load(baseline_evaluation.path) if baseline_evaluation else None,
-        latency=Latency.load(latency.path) if latency else None,
-        duet=Duet.load(comparison.path) if comparison else None,
-    )
+    evaluations: tuple[Artifact, ...] = ()
+    """Evidence folders: which of them can be compared depends on their data."""
+    latencies: tuple[Latency, ...] = ()
+    throughputs: tuple[Throughput, ...] = ()
+    loads: tuple[LoadResult, ...] = ()
+    generations: tuple[Generation, ...] = ()
+    sweeps: tuple[Sweep, ...] = ()
+    starts: tuple[Start, ...] = ()
+    limits: tuple[Limits, ...] = ()
+    footprint: Footprint | None = None
+    tensors: TensorSizes | None = None
+    verification: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, digest: str, found: Sequence[Artifact]) -> Measured:
+        """Pick what names an artifact as its parent."""
+        mine = [one for one in found if _parents(one).get("artifact") == digest]
+        parts = {name: tuple(_load(mine, *source)) for name, source in _SOURCES.items()}
+        return cls(
+            evaluations=tuple(one for one in mine if one.manifest.step == "eval"),
+            footprint=next(iter(_load(mine, "footprint.json", "bench.footprint", "Footprint")), None),
+            tensors=next(iter(_load(mine, "tensor_sizes.json", "bench.tensor_sizes", "TensorSizes")), None),
+            verification=next((read_verification(one) for one in mine if one.manifest.step == "verify"), None),
+            **parts,
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Every kind of figure that there is, JSON-able, by its name in the singular."""
+        return {
+            name: parts[0].summary() if len(parts) == 1 else [part.summary() for part in parts]
+            for name, field in _NAMES.items()
+            if (parts := getattr(self, field))
+        }
 
 
-def collect_evidence(artifact: Artifact, folder: Path, baseline: Artifact | None) -> Evidence:
-    """Find all evidence of an artifact below a folder.
+# Field of `Measured` → the file that a measurement leaves, and the class that reads it.
+_SOURCES: Mapping[str, tuple[str, str, str]] = {
+    "latencies": ("latency.json", "bench.latency", "Latency"),
+    "throughputs": ("throughput.json", "bench.throughput", "Throughput"),
+    "loads": ("load.json", "bench.load.result", "LoadResult"),
+    "generations": ("generation.json", "bench.generation", "Generation"),
+    "sweeps": ("sweep.json", "bench.sweep", "Sweep"),
+    "starts": ("start.json", "bench.start", "Start"),
+    "limits": ("limits.json", "bench.limits", "Limits"),
+}
+
+
+_NAMES = {
+    "latency": "latencies",
+    "throughput": "throughputs",
+    "generation": "generations",
+    "sweep": "sweeps",
+    "load": "loads",
+    "limits": "limits",
+    "start": "starts",
+}
+
+
+def _load(found: Sequence[Artifact], file: str, module: str, name: str) -> list[Any]:
+    """Read the measurements of one kind; their module is imported only where there is one."""
+    folders = [one.path for one in found if (one.path / file).is_file()]
+    if not folders:
+        return []
+    load: Callable[[Path], Any] = getattr(import_module(module), name).load
+    return [load(folder) for folder in folders]
+
+
+def read_verification(evidence: Artifact) -> Mapping[str, Any]:
+    """Figures that a proof of equality left: name → value.
+
+    Raises:
+        ArtifactError: the file is damaged.
+    """
+    from bench.raw import damage_errors, read_json
+
+    value = read_json(evidence.path / "verification.json", mend="Make one with `edgesmith verify`.")
+    with damage_errors(evidence.path / "verification.json"):
+        metrics: Mapping[str, Any] = value["metrics"]
+        return metrics
+
+
+def find_evidence(folders: Sequence[Path]) -> list[Artifact]:
+    """Open all evidence in folders and up to two levels below; the same evidence twice counts once.
+
+    Raises:
+        ArtifactError: evidence was altered.
+    """
+    return list(_evidence_below(folders))
+
+
+def _evidence_below(folders: Sequence[Path]) -> Iterator[Artifact]:
+    seen = set()
+    for folder in folders:
+        for manifest in sorted(path for level in ("", "*/", "*/*/") for path in folder.glob(level + MANIFEST)):
+            opened = read_artifact(manifest.parent)
+            if opened.kind == "evidence" and opened.digest not in seen:
+                seen.add(opened.digest)
+                yield opened
+
+
+def measured_pair(artifact: Subject, baseline: Subject | None, found: Sequence[Artifact], where: Path) -> Evidence:
+    """Put together what gates are judged on.
 
     Args:
         artifact: What is judged.
-        folder: Holds evidence folders, as `run`, `eval -o` and `bench -o` write them.
-        baseline: What it is compared with; by default the one that `run` noted in the folder.
+        baseline: What it is compared with.
+        found: From `find_evidence`.
+        where: Named in errors.
 
     Raises:
-        UsageError: the folder holds several candidates.
-        ArtifactError: evidence was altered.
+        UsageError: there are several candidates where one counts.
+        ArtifactError: evidence is damaged.
     """
-    from bench.gate import Subject
+    from bench.accuracy import Evaluation
+    from bench.gate import Evidence
 
-    found = list(_evidence_below(folder))
-    subject = Subject.of(baseline) if baseline else _noted_baseline(found, artifact.digest, folder)
-    evaluations = _of(found, "eval", artifact=artifact.digest)
-    theirs = _of(found, "eval", artifact=subject.digest) if subject else []
-    pairs = [(a, b) for a in evaluations for b in theirs if _parents(a)["data"] == _parents(b)["data"]]
-    pair = _one(pairs, "pairs of evaluations on the same data", folder)
-    comparisons = _of(found, "compare", artifact=artifact.digest, baseline=subject.digest) if subject else []
-    return evidence_of(
-        artifact,
-        baseline=subject,
-        evaluation=pair[0] if pair else _one(evaluations, "evaluations", folder),
-        baseline_evaluation=pair[1] if pair else None,
-        latency=_one(_of(found, "bench", artifact=artifact.digest), "benchmarks", folder),
-        comparison=_one(comparisons, "comparisons of speed", folder),
+    ours = Measured.of(artifact.digest, found)
+    theirs = Measured.of(baseline.digest, found) if baseline else Measured()
+    pairs = [(a, b) for a in ours.evaluations for b in theirs.evaluations if _data(a) == _data(b)]
+    pair = _one(pairs, "pairs of evaluations on the same data", where)
+    evaluation = pair[0] if pair else _one(ours.evaluations, "evaluations", where)
+    baseline_evaluation = pair[1] if pair else _one(theirs.evaluations, "evaluations of the baseline", where)
+    return Evidence(
+        artifact=artifact,
+        baseline=baseline,
+        evaluation=Evaluation.load(evaluation.path) if evaluation else None,
+        baseline_evaluation=Evaluation.load(baseline_evaluation.path) if baseline_evaluation else None,
+        latencies=ours.latencies,
+        throughputs=ours.throughputs,
+        loads=ours.loads,
+        starts=ours.starts,
+        footprint=ours.footprint,
+        baseline_footprint=theirs.footprint,
+        duets=measured_duets(found, artifact=artifact.digest, baseline=baseline.digest) if baseline else (),
     )
 
 
-def _evidence_below(folder: Path) -> Iterator[Artifact]:
-    """All evidence in a folder and up to two levels below; the same evidence of two targets counts once."""
-    seen = set()
-    for manifest in sorted(path for level in ("", "*/", "*/*/") for path in folder.glob(level + MANIFEST)):
-        opened = read_artifact(manifest.parent)
-        if opened.kind == "evidence" and opened.digest not in seen:
-            seen.add(opened.digest)
-            yield opened
+def measured_duets(found: Sequence[Artifact], **parents: str) -> tuple[Duet, ...]:
+    """Read the comparisons of speed among evidence folders, those of given parents by role → digest."""
+    mine = [one for one in found if one.manifest.step == "compare" and parents.items() <= _parents(one).items()]
+    return tuple(_load(mine, "duet.json", "bench.duet", "Duet"))
 
 
 def _parents(evidence: Artifact) -> dict[str, str]:
     return {parent.role: parent.digest for parent in evidence.manifest.parents}
 
 
-def _of(found: Sequence[Artifact], step: str, **parents: str) -> list[Artifact]:
-    return [one for one in found if one.manifest.step == step and parents.items() <= _parents(one).items()]
+def _data(evaluation: Artifact) -> str | None:
+    return _parents(evaluation).get("data")
 
 
 def _one(candidates: Sequence[T], what: str, folder: Path) -> T | None:
@@ -111,30 +215,75 @@ def _one(candidates: Sequence[T], what: str, folder: Path) -> T | None:
     return candidates[0] if candidates else None
 
 
-def write_baseline(folder: Path, artifact: Artifact, baseline: Subject) -> Artifact:
-    """Note an artifact's baseline as evidence, so that `gate` needs none of the baseline's own files.
+def write_role(folder: Path, role: Role, artifact: Artifact, other: Subject) -> Artifact:
+    """Note what an artifact is compared with as evidence, so that `gate` needs none of the other's own files.
 
     Raises:
         StorageError: the folder cannot be written.
     """
-    atomic_write(folder / BASELINE_FILE, json.dumps(asdict(baseline), indent=1) + "\n")
-    parents = [Parent(role="artifact", digest=artifact.digest), Parent(role="baseline", digest=baseline.digest)]
-    return write_artifact(folder, kind="evidence", step="baseline", parents=parents)
+    atomic_write(folder / SUBJECT_FILE, json.dumps(asdict(other), indent=1) + "\n")
+    parents = [Parent(role="artifact", digest=artifact.digest), Parent(role=role, digest=other.digest)]
+    return write_artifact(folder, kind="evidence", step=role, parents=parents)
 
 
-def _noted_baseline(found: Sequence[Artifact], digest: str, folder: Path) -> Subject | None:
+def noted(role: Role, found: Sequence[Artifact], digest: str, where: Path) -> Subject | None:
+    """What `run` noted that an artifact is compared with.
+
+    Raises:
+        UsageError: there are several.
+        ArtifactError: the note is damaged.
+    """
     from bench.gate import Subject
 
-    noted = _one(_of(found, "baseline", artifact=digest), "baselines", folder)
-    if noted is None:
+    notes = [one for one in found if one.manifest.step == role and _parents(one).get("artifact") == digest]
+    note = _one(notes, f"notes of a {role}", where)
+    if note is None:
         return None
-    path = noted.file(BASELINE_FILE)
+    path = note.file(SUBJECT_FILE)
     with storage_errors(path):
         text = path.read_bytes()
     try:
         return Subject(**json.loads(text))
     except (ValueError, TypeError) as error:
-        raise ArtifactError(f"{path}: is damaged: {error}", mend="Name the baseline with --against.") from error
+        raise ArtifactError(f"{path}: is damaged: {error}", mend="Name what to compare with: --against.") from error
+
+
+def judge_measured(
+    gates: Gates,
+    artifact: Subject,
+    baseline: Subject | None,
+    previous: Subject | None,
+    found: Sequence[Artifact],
+    where: Path,
+) -> tuple[Evidence, list[Verdict]]:
+    """Judge by what was found: regressions against `previous` where there is one, all else against the baseline.
+
+    Args:
+        gates: The limits.
+        artifact: What is to ship.
+        baseline: What it is compared with.
+        previous: An earlier release.
+        found: From `find_evidence`.
+        where: Named in errors.
+
+    Returns:
+        What it was judged on (against the baseline), and a verdict a limit; none if no gate is left to judge.
+
+    Raises:
+        UsageError: evidence for a gate is missing.
+        ArtifactError: evidence is damaged, or of something else.
+    """
+    from bench.gate import judge
+
+    evidence = measured_pair(artifact, baseline, found, where)
+    verdicts = []
+    if previous is not None and gates.regression is not None:
+        regression = Gates(regression=gates.regression)
+        gates = gates.model_copy(update={"regression": None})
+        verdicts = judge(regression, measured_pair(artifact, previous, found, where))
+    if gates.are_set:
+        verdicts = judge(gates, evidence) + verdicts
+    return evidence, verdicts
 
 
 def load_gates(path: Path) -> Gates:

@@ -1,18 +1,37 @@
 """What a release must reach: the `gates:` part of a recipe, or a file of its own.
 
-Only the limits are here. `bench.gate` judges evidence against them.
+Only the limits are here. `bench.gate` judges evidence against them. Gates of speed hold for every machine that
+was measured, unless `devices` has a gate of the same kind for it.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-__all__ = ["AccuracyGate", "Gates", "LatencyGate", "SizeGate", "SpeedGate"]
+__all__ = [
+    "AccuracyGate",
+    "CpuGate",
+    "DivergenceGate",
+    "DownloadGate",
+    "FlipsGate",
+    "Gates",
+    "LatencyGate",
+    "MachineGates",
+    "MemoryGate",
+    "RegressionGate",
+    "SizeGate",
+    "SpeedGate",
+    "StartGate",
+    "ThroughputGate",
+]
 
 Confidence = Annotated[float, Field(ge=0.5, lt=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Scenario = Literal["single", "server", "load"]
 
 
 class _Limit(BaseModel):
@@ -20,14 +39,41 @@ class _Limit(BaseModel):
 
 
 class AccuracyGate(_Limit):
-    """The artifact may be worse than the baseline by at most `max_drop`, shown on the same examples."""
+    """How good the answers must be: a metric on its own, its loss against the baseline, or both."""
 
     metric: str | None = None
     """A metric of the task; the task's main one when left out."""
-    max_drop: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-    """The largest loss that may ship, in the metric's own unit: 0.01 is one point of accuracy."""
+    max_drop: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = None
+    """The largest loss that may ship, in the metric's own unit: 0.01 is one point of accuracy. Artifact and baseline
+    are compared on the same examples."""
+    min: Annotated[float, Field(ge=-1, lt=1, allow_inf_nan=False)] | None = None
+    """The least that the artifact's own metric may be, whatever the baseline's is."""
     confidence: Confidence = 0.95
-    """Of the one-sided bound on the loss: a model that is worse by `max_drop` passes with 1 − confidence."""
+    """Of the one-sided bound: a model that is worse by exactly `max_drop` passes with 1 − confidence."""
+
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> Self:
+        if self.max_drop is None and self.min is None:
+            raise ValueError("an accuracy gate needs max_drop or min")
+        return self
+
+
+class FlipsGate(_Limit):
+    """A tripwire: how many answers may differ from the baseline's, right or wrong."""
+
+    max_rate: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+    """Largest share of changed answers: 0.02 is one in fifty. No sample can show that it is 0."""
+    confidence: Confidence = 0.95
+    """Of the one-sided bound on the share."""
+
+
+class DivergenceGate(_Limit):
+    """A tripwire: how far the probabilities of the classes may move from the baseline's."""
+
+    max_mean_kl: Positive
+    """Largest mean over the examples of the divergence KL(baseline ‖ artifact), in nats."""
+    confidence: Confidence = 0.95
+    """Of the one-sided bound on the mean."""
 
 
 class SizeGate(_Limit):
@@ -37,27 +83,80 @@ class SizeGate(_Limit):
     """Largest size in megabytes of 1,000,000 bytes."""
     min_reduction: Positive | None = None
     """How many times smaller than the baseline it must be: 3.9 is 3.9× smaller."""
+    max_growth: NotNegative | None = None
+    """How much larger than the baseline it may be: 0.02 is 2 %."""
     of: Literal["model", "artifact"] = "model"
     """What is counted: the files with graph and weights, or all that ships (tokenizer, labels, …)."""
 
     @model_validator(mode="after")
     def _has_a_limit(self) -> Self:
-        if self.max_mb is None and self.min_reduction is None:
-            raise ValueError("a size gate needs max_mb or min_reduction")
+        if self.max_mb is None and self.min_reduction is None and self.max_growth is None:
+            raise ValueError("a size gate needs max_mb, min_reduction or max_growth")
         return self
 
 
-class LatencyGate(_Limit):
-    """A percentile of the time that requests take on this machine."""
+class DownloadGate(_Limit):
+    """How much a device has to fetch."""
 
-    scenario: Literal["single"] = "single"
-    """`single`: one client, whose next request starts when the last one is answered."""
+    max_mb: Positive
+    """Largest size of all files, compressed together with zstd, in megabytes of 1,000,000 bytes."""
+
+
+class MemoryGate(_Limit):
+    """How much memory a fresh process may take that opens the artifact and answers."""
+
+    max_mb: Positive
+    """Largest resident set at its peak, in megabytes of 1,000,000 bytes."""
+
+
+class StartGate(_Limit):
+    """How long a fresh process may take until its first answer."""
+
+    max_ms: Positive
+    """Longest cold start, in milliseconds: interpreter, check of the files, opening the model, first answer."""
+
+
+class LatencyGate(_Limit):
+    """A percentile of the time that requests take."""
+
+    scenario: Scenario = "single"
+    """`single`: one client in this process, whose next request starts when the last one is answered. `server`:
+    requests arrive at random in this process, whether or not the last one is answered. `load`: a load test of a
+    running server over the network."""
+    rate: Positive | None = None
+    """Requests that arrive in a second. `server` needs it; for `load` it picks one of several load tests."""
     percentile: Annotated[float, Field(gt=0, lt=100, allow_inf_nan=False)] = 99
     """Which percentile, in per cent."""
     max_ms: Positive
-    """The most that the percentile may be, in milliseconds."""
+    """The most that the percentile may be, in milliseconds. A failed request counts as later than any limit."""
     confidence: Confidence = 0.99
     """Of the bound on the percentile."""
+
+    @model_validator(mode="after")
+    def _rate_fits_the_scenario(self) -> Self:
+        if self.scenario == "server" and self.rate is None:
+            raise ValueError("scenario server needs a rate: how many requests arrive in a second")
+        if self.scenario == "single" and self.rate is not None:
+            raise ValueError("scenario single has no rate: its next request starts when the last one is answered")
+        return self
+
+
+class ThroughputGate(_Limit):
+    """How many examples must be answered in a second when all of them wait to be taken in batches."""
+
+    min_per_second: Positive
+    """Fewest examples a second."""
+    confidence: Confidence = 0.95
+    """Of the one-sided bound."""
+
+
+class CpuGate(_Limit):
+    """How much CPU time a request may take: steadier than wall time on a machine that others use too."""
+
+    max_ms: Positive
+    """The most that the median request may take over all threads, in milliseconds, one request after the other."""
+    confidence: Confidence = 0.95
+    """Of the bound on the median."""
 
 
 class SpeedGate(_Limit):
@@ -69,25 +168,210 @@ class SpeedGate(_Limit):
     """Of the one-sided bound on the ratio."""
 
 
-class Gates(_Limit):
-    """All gates of a release; those that are left out are not judged."""
+class RegressionGate(_Limit):
+    """How much worse than an earlier release it may be; than the baseline where no earlier release is named."""
 
-    accuracy: AccuracyGate | None = None
-    """How much worse than the baseline the answers may be."""
-    size: SizeGate | None = None
-    """How large the files may be."""
-    latency: LatencyGate | None = None
-    """How long a request may take."""
+    max_slowdown: NotNegative | None = None
+    """0.05 is 5 % more time for a request, both run in turns."""
+    of: Literal["cpu", "wall"] = "cpu"
+    """What the slowdown is of: CPU time, or the time that a caller waits."""
+    max_growth: NotNegative | None = None
+    """0.02 is 2 % more bytes in the files with graph and weights."""
+    max_drop: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = None
+    """The largest loss of a metric on the same examples, in the metric's own unit."""
+    metric: str | None = None
+    """What the loss is of: a metric of the task; its main one when left out."""
+    confidence: Confidence = 0.95
+    """Of the one-sided bounds on slowdown and loss."""
+
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> Self:
+        if self.max_slowdown is None and self.max_growth is None and self.max_drop is None:
+            raise ValueError("a regression gate needs max_slowdown, max_growth or max_drop")
+        return self
+
+
+def _one_or_more(gate: type[_Limit], value: Any) -> Any:
+    """Take one mapping as a list of one; its faults keep the place that the user wrote them at."""
+    if value is None:
+        return ()
+    if isinstance(value, Mapping):
+        return (gate.model_validate(value),)
+    if isinstance(value, gate):
+        return (value,)
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"must be one gate or a list of gates, not {value!r}")  # noqa: TRY004 - pydantic's own
+    return tuple(value)
+
+
+AccuracyGates = Annotated[
+    tuple[AccuracyGate, ...],
+    BeforeValidator(
+        lambda value: _one_or_more(AccuracyGate, value), json_schema_input_type=AccuracyGate | list[AccuracyGate] | None
+    ),
+]
+LatencyGates = Annotated[
+    tuple[LatencyGate, ...],
+    BeforeValidator(
+        lambda value: _one_or_more(LatencyGate, value), json_schema_input_type=LatencyGate | list[LatencyGate] | None
+    ),
+]
+
+
+class MachineGates(_Limit):
+    """The gates whose figures belong to a machine."""
+
+    memory: MemoryGate | None = None
+    """How much memory a fresh process may take."""
+    start: StartGate | None = None
+    """How long a fresh process may take until its first answer."""
+    latency: LatencyGates = ()
+    """How long a request may take: one limit, or a list of them."""
+    throughput: ThroughputGate | None = None
+    """How many examples must be answered in a second, in batches."""
+    cpu: CpuGate | None = None
+    """How much CPU time a request may take."""
     speed: SpeedGate | None = None
     """How much faster than the baseline it must be."""
+    regression: RegressionGate | None = None
+    """How much worse than an earlier release it may be."""
+
+    @model_validator(mode="after")
+    def _latencies_differ(self) -> Self:
+        kinds = [(one.scenario, one.rate, one.percentile) for one in self.latency]
+        for scenario, rate, percentile in kinds:
+            if kinds.count((scenario, rate, percentile)) > 1:
+                at = f" at {rate:g} requests/s" if rate else ""
+                raise ValueError(f"latency has two limits on p{percentile:g} of scenario {scenario}{at}")
+        return self
+
+    def kinds(self) -> frozenset[str]:
+        """Names of the gates of a machine that are set."""
+        is_timed = self.regression is not None and self.regression.max_slowdown is not None
+        names = set(MachineGates.model_fields) - (set() if is_timed else {"regression"})
+        return frozenset(name for name in names if getattr(self, name))
+
+    def _without_baseline(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in MachineGates.model_fields if name not in ("speed", "regression")}
+
+
+def _has_a_gate(limits: MachineGates) -> MachineGates:
+    if not limits.kinds():
+        raise ValueError(f"has no gate; set one of {', '.join(MachineGates.model_fields)}")
+    regression = limits.regression
+    if regression is not None and (regression.max_growth is not None or regression.max_drop is not None):
+        raise ValueError("regression: max_growth and max_drop are the same on every machine; set them outside devices")
+    return limits
+
+
+class Gates(MachineGates):
+    """All gates of a release; those that are left out are not judged."""
+
+    accuracy: AccuracyGates = ()
+    """How good the answers must be: one limit, or a list of them. Of several, all must be shown to hold."""
+    flips: FlipsGate | None = None
+    """How many answers may differ from the baseline's."""
+    divergence: DivergenceGate | None = None
+    """How far the probabilities of the classes may move from the baseline's."""
+    size: SizeGate | None = None
+    """How large the files may be."""
+    download: DownloadGate | None = None
+    """How much a device has to fetch."""
+    devices: dict[Annotated[str, Field(min_length=1)], Annotated[MachineGates, AfterValidator(_has_a_gate)]] = Field(
+        default_factory=dict
+    )
+    """Shell pattern of a machine's name, such as `*Cortex-A76*` → its own limits, which take the place of those
+    above that are of the same kind. A machine that nothing was measured on leaves its gates INCONCLUSIVE."""
+
+    @model_validator(mode="after")
+    def _metrics_differ(self) -> Self:
+        metrics = [one.metric for one in self.accuracy]
+        for metric in metrics:
+            if metrics.count(metric) > 1:
+                raise ValueError(f"accuracy has two limits for {metric or 'the main metric'}; write them as one")
+        return self
 
     @property
     def are_set(self) -> bool:
         """Whether there is anything to judge."""
-        return any(limit is not None for limit in (self.accuracy, self.size, self.latency, self.speed))
+        return any(getattr(self, name) for name in type(self).model_fields)
 
     @property
     def absolute(self) -> Gates:
         """The gates that need no baseline: for an artifact that is its own."""
-        size = self.size if self.size and self.size.max_mb is not None else None
-        return Gates(size=size and size.model_copy(update={"min_reduction": None}), latency=self.latency)
+        size = self.size and self.size.model_copy(update={"min_reduction": None, "max_growth": None})
+        devices = {pattern: MachineGates(**limits._without_baseline()) for pattern, limits in self.devices.items()}
+        return Gates(
+            **self._without_baseline(),
+            accuracy=tuple(one.model_copy(update={"max_drop": None}) for one in self.accuracy if one.min is not None),
+            size=size if size and size.max_mb is not None else None,
+            download=self.download,
+            devices={pattern: limits for pattern, limits in devices.items() if limits.kinds()},
+        )
+
+    @property
+    def metrics(self) -> tuple[str | None, ...]:
+        """The metrics that are judged; None is the task's main one."""
+        regression = self.regression
+        further = () if regression is None or regression.max_drop is None else (regression.metric,)
+        return (*(one.metric for one in self.accuracy), *further)
+
+    @property
+    def needs_baseline(self) -> bool:
+        """Whether any gate compares with a baseline."""
+        return self != self.absolute
+
+    @property
+    def needs_evaluation(self) -> bool:
+        """Whether the artifact's answers to the evaluation rows are needed."""
+        return bool(self.accuracy or self.needs_baseline_evaluation)
+
+    @property
+    def needs_baseline_evaluation(self) -> bool:
+        """Whether the baseline's answers to the same rows are needed."""
+        loses = self.regression is not None and self.regression.max_drop is not None
+        return loses or any(one.max_drop is not None for one in self.accuracy) or self.needs_classes
+
+    @property
+    def needs_classes(self) -> bool:
+        """Whether a gate compares predicted classes, which not every task has."""
+        return self.flips is not None or self.divergence is not None
+
+    @property
+    def needs_footprint(self) -> bool:
+        """Whether the size of the compressed files is needed."""
+        return self.download is not None
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether starts in fresh processes are needed, on this machine or a device."""
+        return any(limits.memory or limits.start for limits in self._of_machines())
+
+    @property
+    def needs_throughput(self) -> bool:
+        """Whether batches must be timed, on this machine or a device."""
+        return any(limits.throughput for limits in self._of_machines())
+
+    @property
+    def needs_duet(self) -> bool:
+        """Whether artifact and baseline must be timed in turns, on this machine or a device."""
+        return any(limits.kinds() & {"speed", "regression"} for limits in self._of_machines())
+
+    @property
+    def latencies(self) -> tuple[LatencyGate, ...]:
+        """All limits on percentiles of latency, on this machine or a device."""
+        return tuple(one for limits in self._of_machines() for one in limits.latency)
+
+    @property
+    def scenarios(self) -> frozenset[tuple[Scenario, float | None]]:
+        """Scenario and rate of all latencies that are needed, on this machine or a device."""
+        wanted: set[tuple[Scenario, float | None]] = set()
+        for limits in self._of_machines():
+            wanted.update((one.scenario, one.rate) for one in limits.latency)
+            if limits.cpu:
+                wanted.add(("single", None))
+        return frozenset(wanted)
+
+    def _of_machines(self) -> Iterator[MachineGates]:
+        yield self
+        yield from self.devices.values()

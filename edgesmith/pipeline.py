@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,14 +11,18 @@ from edgesmith.artifact import Artifact, open_artifact
 from edgesmith.data import read_rows
 from edgesmith.errors import UsageError
 from edgesmith.hub import locate_checkpoint
-from edgesmith.recipe import Recipe, Target
+from edgesmith.recipe import Recipe, Scenario, Target
+from edgesmith.releases import locate_target
+from edgesmith.stages.bench import BenchStage
+from edgesmith.stages.compare import CompareStage
+from edgesmith.stages.evaluate import EvalStage
 from edgesmith.stages.export import ExportStage
-from edgesmith.stages.measure import CompareStage, EvalStage, LatencyStage
+from edgesmith.stages.footprint import FootprintStage
 from edgesmith.stages.merge import MergeStage, ProveMergeStage
 from edgesmith.stages.quantize import QuantizeStage
 from edgesmith.stages.rows import Rows
 from edgesmith.stages.verify import VerifyStage
-from edgesmith.tasks import get_task, load_task
+from edgesmith.tasks import load_task
 from edgesmith.walkers import Walker
 
 __all__ = ["Made", "TargetResult", "walk"]
@@ -25,6 +30,8 @@ __all__ = ["Made", "TargetResult", "walk"]
 BASELINE_FP32 = "fp32"
 NUM_VERIFIED = 64
 NUM_TIMED = 64
+NUM_BATCHED = 128
+_EXPECTED_SLOW = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +40,13 @@ class TargetResult:
 
     name: str
     artifact: Artifact | None
+    fp32: Artifact | None
+    """The unquantized export that it was made from."""
     baseline: Artifact | None
-    verification: Artifact | None
-    evaluation: Artifact | None
-    baseline_evaluation: Artifact | None
-    latency: Artifact | None
-    baseline_latency: Artifact | None
-    comparison: Artifact | None
+    previous: Artifact | None
+    """What regressions are judged against, where it is not the baseline."""
+    evidence: Mapping[str, Artifact | None]
+    """Folder below the target's evidence → what was measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +59,14 @@ class Made:
     targets: tuple[TargetResult, ...]
 
 
-def walk(recipe: Recipe, folder: Path, walker: Walker) -> Made:
+def walk(recipe: Recipe, folder: Path, walker: Walker, *, against: Path | None = None) -> Made:
     """Go through a recipe's steps in their order.
 
     Args:
         recipe: What to do.
         folder: The recipe's folder, which its paths are relative to.
         walker: A `Planner` or a `Runner`.
+        against: An artifact, or an earlier release, that regressions are judged against.
 
     Returns:
         What the walker gave for each step.
@@ -67,7 +75,7 @@ def walk(recipe: Recipe, folder: Path, walker: Walker) -> Made:
         UsageError: a file that the recipe names is missing.
         DataError: a row does not fit the task; found before anything is exported.
     """
-    return _Walk(recipe=recipe, folder=folder, walker=walker).go()
+    return _Walk(recipe=recipe, folder=folder, walker=walker, against=against).go()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +83,7 @@ class _Walk:
     recipe: Recipe
     folder: Path
     walker: Walker
+    against: Path | None
 
     def go(self) -> Made:
         """Checkpoint first, then every target from it."""
@@ -100,6 +109,10 @@ class _Walk:
         return self._rows(self.recipe.data.eval, NUM_TIMED, "data.eval")
 
     @cached_property
+    def _batched_rows(self) -> Rows:
+        return self._rows(self.recipe.data.eval, NUM_BATCHED, "data.eval")
+
+    @cached_property
     def _calibration_rows(self) -> Rows | None:
         given = self.recipe.data.calibration
         return self._rows(given.path, given.num_samples, "data.calibration") if given else None
@@ -112,6 +125,8 @@ class _Walk:
 
     def _check_files(self) -> None:
         """Find before any work what would stop it at the end."""
+        from bench.gate import check_gates
+
         assert self._all_rows.path is not None
         for _ in read_rows(self._all_rows.path):
             pass
@@ -121,10 +136,25 @@ class _Walk:
                 f"{calibration.path}: holds the held-out rows; gates would be judged on rows it was tuned to",
                 mend="Calibrate on training rows.",
             )
-        if self.recipe.gates.accuracy is not None:
-            get_task(self.recipe.task).metric(self.recipe.gates.accuracy.metric)
-        if self.recipe.baseline != BASELINE_FP32:
-            open_artifact(self.folder / self.recipe.baseline, kinds=("onnx",))
+        check_gates(self.recipe.gates, self.recipe.task)
+        if any(scenario == "load" for scenario, _ in self.recipe.gates.scenarios):
+            raise UsageError(
+                "gates.latency: scenario load is measured on a running server, which `run` does not start",
+                mend="Keep that gate in a file of its own: `edgesmith load`, then `edgesmith gate --gates FILE`.",
+            )
+        for name in self.recipe.targets:
+            self._given_baseline(name)
+            self._previous(name)
+
+    def _given_baseline(self, name: str) -> Artifact | None:
+        """The artifact that the recipe names as baseline; None where it is the fp32 export."""
+        if self.recipe.baseline == BASELINE_FP32:
+            return None
+        return open_artifact(locate_target(self.folder / self.recipe.baseline, name), kinds=("onnx",))
+
+    def _previous(self, name: str) -> Artifact | None:
+        """The artifact that the user named to compare with."""
+        return open_artifact(locate_target(self.against, name), kinds=("onnx",)) if self.against else None
 
     def _check_rows(self, checkpoint: Artifact | None) -> None:
         """Read all rows once before the long steps, so that a bad one is found at once."""
@@ -159,30 +189,29 @@ class _Walk:
     def _target(self, name: str, target: Target, checkpoint: Artifact | None) -> TargetResult:
         fp32 = self._export(name, target, checkpoint)
         artifact = self._quantize(name, target, fp32) if target.quantize else fp32
-        verification = self.walker.step(
-            f"{name}: verify",
-            f"against the checkpoint on {NUM_VERIFIED} real rows",
-            [("checkpoint", checkpoint), ("artifact", artifact)],
-            lambda: VerifyStage(
-                reference=_need(checkpoint), artifact=_need(artifact), rows=self._few_rows, task=self.recipe.task
-            ),
-        )
-        baseline = fp32
-        if self.recipe.baseline != BASELINE_FP32:
-            baseline = open_artifact(self.folder / self.recipe.baseline, kinds=("onnx",))
-        is_baseline = target.quantize is None and self.recipe.baseline == BASELINE_FP32
-        evaluation, latency = self._measure(name, "", artifact)
-        theirs = (evaluation, None) if is_baseline else self._measure(name, " baseline", baseline)
+        evidence = {
+            "verify": self.walker.step(
+                f"{name}: verify",
+                f"against the checkpoint on {NUM_VERIFIED} real rows",
+                [("checkpoint", checkpoint), ("artifact", artifact)],
+                lambda: VerifyStage(
+                    reference=_need(checkpoint), artifact=_need(artifact), rows=self._few_rows, task=self.recipe.task
+                ),
+            )
+        }
+        given = self._given_baseline(name)
+        baseline = given or fp32
+        evidence |= self._measure(name, artifact)
+        if given is not None or target.quantize is not None:
+            evidence |= self._measure_baseline(name, baseline)
+            evidence["compare"] = self._compare(f"{name}: compare speed", "baseline", artifact, baseline)
+        previous = self._previous(name)
+        if previous is not None:
+            does = f"{name}: compare speed with {self.against}"
+            evidence["previous-compare"] = self._compare(does, "previous", artifact, previous)
+            evidence["previous-eval"] = self._evaluate(f"{name}: eval {self.against}", previous)
         return TargetResult(
-            name=name,
-            artifact=artifact,
-            baseline=baseline,
-            verification=verification,
-            evaluation=evaluation,
-            baseline_evaluation=theirs[0],
-            latency=latency,
-            baseline_latency=theirs[1],
-            comparison=None if is_baseline else self._compare(name, artifact, baseline),
+            name=name, artifact=artifact, fp32=fp32, baseline=baseline, previous=previous, evidence=evidence
         )
 
     def _export(self, name: str, target: Target, checkpoint: Artifact | None) -> Artifact | None:
@@ -212,30 +241,89 @@ class _Walk:
             lambda: QuantizeStage(source=_need(fp32), method=method, calibration=calibration, rows=self._few_rows),
         )
 
-    def _measure(self, name: str, which: str, artifact: Artifact | None) -> tuple[Artifact | None, Artifact | None]:
-        """Accuracy on all rows, and the latency of single requests."""
-        measure = self.recipe.measure
-        evaluation = self.walker.step(
-            f"{name}: eval{which}",
+    def _measure(self, name: str, artifact: Artifact | None) -> dict[str, Artifact | None]:
+        """Accuracy on all rows, sizes, and every scenario that the recipe or its gates ask for."""
+        evidence = {
+            "eval": self._evaluate(f"{name}: eval", artifact),
+            "footprint": self._footprint(f"{name}: footprint", artifact),
+            "bench": self._bench(f"{name}: bench", artifact, "single", None),
+        }
+        for scenario, rate in self._further_scenarios():
+            which = scenario if rate is None else f"{scenario}-{rate:g}"
+            evidence[f"bench-{which}"] = self._bench(f"{name}: bench {which}", artifact, scenario, rate)
+        return evidence
+
+    def _measure_baseline(self, name: str, baseline: Artifact | None) -> dict[str, Artifact | None]:
+        return {
+            "baseline-eval": self._evaluate(f"{name}: eval baseline", baseline),
+            "baseline-footprint": self._footprint(f"{name}: footprint baseline", baseline),
+            "baseline-bench": self._bench(f"{name}: bench baseline", baseline, "single", None),
+        }
+
+    def _further_scenarios(self) -> list[tuple[Scenario, float | None]]:
+        """Those beside `single`, in a fixed order."""
+        measure, gates = self.recipe.measure, self.recipe.gates
+        wanted: set[tuple[Scenario, float | None]] = {
+            ("server", rate) for scenario, rate in gates.scenarios if scenario == "server"
+        }
+        if measure.rate is not None or ("server" in measure.scenarios and not wanted):
+            wanted.add(("server", measure.rate))
+        if "offline" in measure.scenarios or gates.needs_throughput:
+            wanted.add(("offline", None))
+        return sorted(wanted, key=lambda one: (one[0], one[1] or 0.0))
+
+    def _evaluate(self, name: str, artifact: Artifact | None) -> Artifact | None:
+        return self.walker.step(
+            name,
             f"all of {Path(self.recipe.data.eval).name}",
             [("artifact", artifact)],
             lambda: EvalStage(artifact=_need(artifact), rows=self._all_rows),
         )
-        latency = self.walker.step(
-            f"{name}: bench{which}",
-            f"single stream, {measure.threads} thread(s)",
+
+    def _footprint(self, name: str, artifact: Artifact | None) -> Artifact | None:
+        does = "files, compressed download, bytes by kind of tensor"
+        return self.walker.step(name, does, [("artifact", artifact)], lambda: FootprintStage(artifact=_need(artifact)))
+
+    def _bench(self, name: str, artifact: Artifact | None, scenario: Scenario, rate: float | None) -> Artifact | None:
+        measure = self.recipe.measure
+        does = {
+            "single": "single stream",
+            "server": f"random arrivals, {rate:g} a second" if rate else "random arrivals",
+            "offline": "batches",
+        }[scenario]
+        return self.walker.step(
+            name,
+            f"{does}, {measure.threads} thread(s)",
             [("artifact", artifact)],
-            lambda: LatencyStage(
-                artifact=_need(artifact), rows=self._timed_rows, threads=measure.threads, length=measure.length
+            lambda: BenchStage(
+                artifact=_need(artifact),
+                rows=self._batched_rows if scenario == "offline" else self._timed_rows,
+                scenario=scenario,
+                rate=rate,
+                threads=measure.threads,
+                min_requests=self._needed_requests(scenario, rate),
+                length=None if scenario == "offline" else measure.length,
             ),
         )
-        return evaluation, latency
 
-    def _compare(self, name: str, artifact: Artifact | None, baseline: Artifact | None) -> Artifact | None:
+    def _needed_requests(self, scenario: Scenario, rate: float | None) -> int | None:
+        """Requests with which the gates' percentiles can be certified although a few are slow; None without a gate."""
+        from bench.stats.percentiles import required_samples
+
+        return max(
+            (
+                required_samples(gate.percentile, gate.confidence, _EXPECTED_SLOW)
+                for gate in self.recipe.gates.latencies
+                if (gate.scenario, gate.rate) == (scenario, rate)
+            ),
+            default=None,
+        )
+
+    def _compare(self, name: str, role: str, artifact: Artifact | None, baseline: Artifact | None) -> Artifact | None:
         measure = self.recipe.measure
         return self.walker.step(
-            f"{name}: compare speed",
-            f"in turns with the baseline, {measure.threads} thread(s)",
+            name,
+            f"in turns with the {role}, {measure.threads} thread(s)",
             [("artifact", artifact), ("baseline", baseline)],
             lambda: CompareStage(
                 artifact=_need(artifact),

@@ -28,6 +28,7 @@ __all__ = [
     "QuantizeMethod",
     "QuantizeOptions",
     "Recipe",
+    "Scenario",
     "Target",
     "load_recipe",
     "recipe_error",
@@ -36,6 +37,7 @@ __all__ = [
 
 QuantizeMethod = Literal["dynamic-int8", "static-int8"]
 OptimizeFor = Literal["onnxruntime-cpu", "portable"]
+Scenario = Literal["single", "server", "offline"]
 
 
 class _Strict(BaseModel):
@@ -153,6 +155,12 @@ class Measure(_Strict):
     """Threads of the engine; one thread is what an edge box or a busy server gives a request."""
     length: Annotated[int | None, Field(ge=2)] = None
     """Tokens of every timed request, made of real text; each row's own length when left out."""
+    scenarios: tuple[Scenario, ...] = ("single",)
+    """How requests come: `single`, one after the other; `server`, at random times whether or not the last one is
+    answered; `offline`, all at once, answered in batches. What a gate needs is measured in any case, and `single`
+    always."""
+    rate: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    """Requests that arrive in a second in scenario `server`; half of what the artifact can answer when left out."""
 
 
 def _name(value: str) -> str:

@@ -3,46 +3,35 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
+import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgesmith.artifact import MANIFEST, Artifact, read_artifact
 from edgesmith.errors import EdgesmithError, UsageError
-from edgesmith.evidence import evidence_of, write_baseline
+from edgesmith.evidence import Role, write_role
 from edgesmith.files import copy_tree, hold_lock, storage_errors
 from edgesmith.gates import Gates
 from edgesmith.pipeline import Made, TargetResult, walk
 from edgesmith.progress import Progress
 from edgesmith.recipe import Recipe, load_recipe
+from edgesmith.releases import EVIDENCE, RELEASE, Ancestor, ReleasedTargetIndex, ReleaseIndex
+from edgesmith.reports import ReleasedTarget, build_report, read_targets, write_report
 from edgesmith.stages.base import check_replaceable
 from edgesmith.store import Store, default_store_root
 from edgesmith.units import format_bytes
+from edgesmith.verdict_files import VerdictFiles
 from edgesmith.walkers import Runner, TimedStep
 
-if TYPE_CHECKING:
-    from bench.gate import Evidence, Verdict
+__all__ = ["Release", "make_release"]
 
-_TAKEN = ("evidence", "reports")
-
-__all__ = ["Release", "ReleasedTarget", "make_release"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReleasedTarget:
-    """One target: where it lies, what was measured, what was decided."""
-
-    name: str
-    artifact: Artifact
-    """In the release's folder."""
-    evidence: Evidence
-    verdicts: tuple[Verdict, ...]
+_TAKEN = (EVIDENCE, RELEASE, "report.html", "report.md", "report.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +98,11 @@ def _table_row(target: ReleasedTarget) -> tuple[str, ...]:
         value = f"{evidence.evaluation.metrics[metric]:.4f}"
     if evidence.baseline_evaluation is not None and metric:
         baseline = f"{evidence.baseline_evaluation.metrics[metric]:.4f}"
-    if evidence.latency is not None:
-        cpu = f"{evidence.latency.cpu_ms:.2f} ms"
-    if evidence.duet is not None:
-        bounds = evidence.duet.speedup()
+    single = next((one for one in evidence.latencies if one.scenario == "single"), None)
+    if single is not None:
+        cpu = f"{single.cpu_ms:.2f} ms"
+    if evidence.duets:
+        bounds = evidence.duets[0].speedup()
         faster = f"{bounds.estimate:.2f}× ({bounds.lower:.2f} to {bounds.upper:.2f})"
     size = format_bytes(target.artifact.model_bytes)
     return (target.name, size, smaller, metric, value, baseline, cpu, faster)
@@ -123,9 +113,9 @@ def make_release(
     *,
     out: Path | None,
     settings: Sequence[str],
+    against: Path | None,
     store_root: Path | None,
-    junit: Path | None,
-    summary: Path | None,
+    outputs: VerdictFiles,
     remeasure: bool,
     progress: Progress,
 ) -> Release:
@@ -135,15 +125,20 @@ def make_release(
     destination = out or Path("out") / recipe.name
     _check_destination(destination, recipe)
     runner = Runner(store=Store(store_root or default_store_root()), progress=progress, remeasure=remeasure)
-    made = walk(recipe, path.parent, runner)
+    made = walk(recipe, path.parent, runner, against=against)
     with hold_lock(destination):  # another run may be delivering into the same folder
-        targets = tuple(_release_target(recipe, made, target, destination) for target in made.targets)
-        for released, target in zip(targets, made.targets, strict=True):
-            _report(recipe, made, target, released, destination, _command(path, settings))
-    _for_ci(targets, junit, summary)
-    for target in made.targets:
-        if target.comparison is None and recipe.gates != recipe.gates.absolute:
-            progress.note(f"{target.name}: is its own baseline; gates that compare with one were not judged for it")
+        for target in made.targets:
+            _deliver_target(recipe, made, target, destination)
+        _index(recipe, made, _command(path, settings, against)).save(destination)
+        targets = read_targets(destination)
+        write_report(destination, build_report(destination, targets))
+    outputs.write(
+        [replace(one, gate=f"{target.name}.{one.gate}") for target in targets for one in target.verdicts],
+        title=recipe.name,
+    )
+    for released in targets:
+        if released.is_own_baseline and recipe.gates != recipe.gates.absolute:
+            progress.note(f"{released.name}: is its own baseline; gates that compare with one were not judged for it")
     return Release(
         out=destination,
         steps=tuple(runner.steps),
@@ -171,41 +166,25 @@ def _check_destination(out: Path, recipe: Recipe) -> None:
         TemporaryFile(dir=out).close()
 
 
-def _release_target(recipe: Recipe, made: Made, target: TargetResult, out: Path) -> ReleasedTarget:
-    from bench.gate import Subject, judge
+def _deliver_target(recipe: Recipe, made: Made, target: TargetResult, out: Path) -> None:
+    """Copy one target and all of its evidence into the release."""
+    from bench.gate import Subject
 
     assert target.artifact is not None
     artifact = _deliver(target.artifact, out / target.name)
-    parts = {
-        "verify": target.verification,
-        "eval": target.evaluation,
-        "baseline-eval": target.baseline_evaluation,
-        "bench": target.latency,
-        "baseline-bench": target.baseline_latency,
-        "compare": target.comparison,
-        "merge": made.merge_proof,
-    }
-    folder = out / "evidence" / target.name
-    for part, made_evidence in parts.items():
-        if made_evidence is not None:
-            _deliver(made_evidence, folder / part)
-    baseline_name = "the fp32 export" if recipe.baseline == "fp32" else recipe.baseline
-    baseline = Subject.of(target.baseline, baseline_name) if target.baseline else None
-    if baseline is not None:
+    folder = out / EVIDENCE / target.name
+    for part, evidence in {**target.evidence, "merge": made.merge_proof}.items():
+        if evidence is not None:
+            _deliver(evidence, folder / part)
+    name = "the fp32 export" if recipe.baseline == "fp32" else recipe.baseline
+    others: dict[Role, Artifact | None] = {"baseline": target.baseline, "previous": target.previous}
+    for role, other in others.items():
+        if other is None:
+            shutil.rmtree(folder / role, ignore_errors=True)  # of an earlier run that compared with more
+            continue
+        subject = Subject.of(other, name if role == "baseline" else "the previous release")
         with TemporaryDirectory(prefix="edgesmith-") as temporary:
-            _deliver(write_baseline(Path(temporary), artifact, baseline), folder / "baseline")
-    evidence = evidence_of(
-        artifact,
-        baseline=baseline,
-        evaluation=target.evaluation,
-        baseline_evaluation=target.baseline_evaluation,
-        latency=target.latency,
-        comparison=target.comparison,
-        name=target.name,
-    )
-    gates = recipe.gates if target.comparison is not None else recipe.gates.absolute
-    verdicts = judge(gates, evidence) if gates.are_set else []
-    return ReleasedTarget(name=target.name, artifact=artifact, evidence=evidence, verdicts=tuple(verdicts))
+            _deliver(write_role(Path(temporary), role, artifact, subject), folder / role)
 
 
 def _deliver(made: Artifact, destination: Path) -> Artifact:
@@ -221,43 +200,35 @@ def _deliver(made: Artifact, destination: Path) -> Artifact:
     return read_artifact(destination)
 
 
-def _report(
-    recipe: Recipe,
-    made: Made,
-    target: TargetResult,
-    released: ReleasedTarget,
-    out: Path,
-    command: str,
-) -> None:
-    from bench.latency import Latency
-    from bench.machine import describe_machine
-    from bench.report import ReportData, write_report
-    from bench.start import Start
+def _index(recipe: Recipe, made: Made, command: str) -> ReleaseIndex:
+    """What a report says that neither artifacts nor evidence hold."""
+    versions: dict[str, str] = {}
+    targets = {}
+    for target in made.targets:
+        assert target.artifact is not None
+        versions |= target.artifact.manifest.tools
+        targets[target.name] = ReleasedTargetIndex(lineage=_lineage(made, target), notes=_notes(target.artifact))
+    return ReleaseIndex(name=recipe.name, command=command, gates=recipe.gates, versions=versions, targets=targets)
 
-    facts: dict[str, Any] = {}
-    for proof in (made.merge_proof, target.verification):
-        if proof is not None:
-            facts |= json.loads((proof.path / "verification.json").read_text())["metrics"]
-    data = ReportData(
-        title=f"{recipe.name}: {target.name}",
-        artifact=released.evidence.artifact,
-        baseline=released.evidence.baseline,
-        verdicts=released.verdicts,
-        lineage=released.artifact.manifest.parents,
-        verification=facts,
-        evaluation=released.evidence.evaluation,
-        baseline_evaluation=released.evidence.baseline_evaluation,
-        latency=released.evidence.latency,
-        baseline_latency=Latency.load(target.baseline_latency.path) if target.baseline_latency else None,
-        baseline_start=Start.load(target.baseline_latency.path) if target.baseline_latency else None,
-        duet=released.evidence.duet,
-        start=Start.load(target.latency.path) if target.latency else None,
-        machine=released.evidence.latency.machine if released.evidence.latency else describe_machine(),
-        versions=released.artifact.manifest.tools,
-        command=command,
-        notes=_notes(released.artifact),
-    )
-    write_report(out / "reports" / target.name, data)
+
+def _lineage(made: Made, target: TargetResult) -> tuple[Ancestor, ...]:
+    """The artifact, then what it was made from, the nearest first."""
+    found: dict[str, Ancestor] = {}
+    roles: dict[str, str] = {}
+    for artifact in (target.artifact, target.fp32, made.checkpoint):
+        if artifact is None or artifact.digest in found:
+            continue
+        manifest = artifact.manifest
+        found[artifact.digest] = Ancestor(
+            role=roles.get(artifact.digest, target.name),
+            digest=artifact.digest,
+            step=manifest.step,
+            detail=", ".join(text for text in (manifest.kind, manifest.precision) if text),
+            parents=tuple(parent.digest for parent in manifest.parents),
+        )
+        roles |= {parent.digest: parent.role for parent in manifest.parents}
+    outside = (Ancestor(role=role, digest=digest) for digest, role in roles.items() if digest not in found)
+    return (*found.values(), *outside)
 
 
 def _notes(artifact: Artifact) -> tuple[str, ...]:
@@ -271,18 +242,7 @@ def _notes(artifact: Artifact) -> tuple[str, ...]:
     return (f"{len(facts['quantized'])} layers are int8", *in_float)
 
 
-def _command(path: Path, settings: Sequence[str]) -> str:
-    return shlex.join(["edgesmith", "run", str(path), *(part for one in settings for part in ("--set", one))])
-
-
-def _for_ci(targets: Sequence[ReleasedTarget], junit: Path | None, summary: Path | None) -> None:
-    from dataclasses import replace
-
-    from bench.ci import write_junit, write_summary
-
-    verdicts = [replace(one, gate=f"{target.name}.{one.gate}") for target in targets for one in target.verdicts]
-    if junit is not None:
-        write_junit(junit, verdicts)
-    if summary is not None:
-        # A step summary of GitHub's belongs to several commands: each adds to it.
-        write_summary(summary, verdicts, append=os.fspath(summary) == os.environ.get("GITHUB_STEP_SUMMARY"))
+def _command(path: Path, settings: Sequence[str], against: Path | None) -> str:
+    given = [part for one in settings for part in ("--set", one)]
+    given += ["--against", str(against)] if against else []
+    return shlex.join(["edgesmith", "run", str(path), *given])

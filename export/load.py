@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 import transformers
@@ -16,12 +16,26 @@ from export.quiet import quiet_libraries
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from edgesmith.tasks.base import Task
-
-__all__ = ["load_model"]
+__all__ = ["ModelKind", "load_model"]
 
 
-def load_model(checkpoint: Path, task: Task, *, attention: Literal["eager"] | None = None) -> PreTrainedModel:
+class ModelKind(Protocol):
+    """What loading asks about a task."""
+
+    @property
+    def name(self) -> str:
+        """Of the task."""
+
+    @property
+    def model_class(self) -> str:
+        """The transformers auto class that loads it."""
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The outputs that are needed."""
+
+
+def load_model(checkpoint: Path, task: ModelKind, *, attention: Literal["eager"] | None = None) -> PreTrainedModel:
     """Load the model of a task, in fp32 and evaluation mode.
 
     Args:
@@ -78,7 +92,7 @@ def _check_folder(checkpoint: Path) -> None:
         )
 
 
-def _check_weights(checkpoint: Path, task: Task, info: Mapping[str, Any]) -> None:
+def _check_weights(checkpoint: Path, task: ModelKind, info: Mapping[str, Any]) -> None:
     """Refuse a model with weights that were made up because the checkpoint has none."""
     for key, stored, expected in sorted(info["mismatched_keys"]):
         raise CheckpointError(
@@ -94,7 +108,7 @@ def _check_weights(checkpoint: Path, task: Task, info: Mapping[str, Any]) -> Non
         )
 
 
-def _is_unused(key: str, task: Task) -> bool:
+def _is_unused(key: str, task: ModelKind) -> bool:
     """Whether a weight has no part in the task's outputs: the pooler of an encoder whose states are asked for."""
     return "pooler." in key and task.output_names == ("last_hidden_state",)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from edgesmith.tasks.base import Task
 
-__all__ = ["TorchEngine"]
+__all__ = ["TorchEngine", "torch_threads"]
 
 _AXES = ("batch", "sequence")
 _SAMPLES = ((2, 3), (4, 5))
@@ -53,7 +53,7 @@ class TorchEngine:
         check_inputs(self.signature.inputs, arrays)
         inputs = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
         try:
-            with torch.inference_mode(), _torch_threads(self._threads):
+            with torch.inference_mode(), torch_threads(self._threads):
                 outputs = self._model(**inputs, return_dict=True)
         except (IndexError, RuntimeError) as error:
             raise UsageError(
@@ -68,7 +68,8 @@ class TorchEngine:
 
 
 @contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
+def torch_threads(threads: int) -> Iterator[None]:
+    """Run the block with so many of torch's threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -1,8 +1,10 @@
-"""Reports: one release's verdicts and measurements, for people (Markdown, HTML) and for machines (JSON)."""
+"""Reports: one release's verdicts and measurements, for people (HTML, Markdown) and for machines (JSON)."""
 
 from __future__ import annotations
 
-from bench.report.data import ReportData
+from bench.report.data import Ancestor, ReleaseReport, TargetReport
+from bench.report.markdown import to_markdown
+from bench.report.page import to_html
 from bench.report.write import write_report
 
-__all__ = ["ReportData", "write_report"]
+__all__ = ["Ancestor", "ReleaseReport", "TargetReport", "to_html", "to_markdown", "write_report"]

@@ -2,55 +2,168 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bench.verdict import Outcome, Verdict, overall
-from edgesmith.artifact import Parent
 
 if TYPE_CHECKING:
     from bench.accuracy import Evaluation
     from bench.duet import Duet
+    from bench.footprint import Footprint
     from bench.gate import Subject
+    from bench.generation import Generation
     from bench.latency import Latency
+    from bench.limits import Limits
+    from bench.load.result import LoadResult
     from bench.machine import Machine
     from bench.start import Start
+    from bench.sweep import Sweep
+    from bench.tensor_sizes import TensorSizes
+    from bench.throughput import Throughput
 
-__all__ = ["ReportData"]
+__all__ = ["Ancestor", "ReleaseReport", "TargetReport"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportData:
-    """One artifact's release: what it is, what was measured, what was decided. What is missing is left out."""
+class Ancestor:
+    """One thing in an artifact's line: itself, what it was made from, what that was made from."""
 
-    title: str
+    role: str
+    """What it is to what was made from it, such as `fp32`, `adapter` or `calibration`; for the artifact its name."""
+    digest: str
+    step: str = ""
+    """What made it, such as `quantize`; empty for what came from outside."""
+    detail: str = ""
+    """Options in a few words, such as `static-int8, 128 rows`."""
+    parents: tuple[str, ...] = ()
+    """Digests of what it was made from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetReport:
+    """One artifact: what it is, what was measured, what was decided. What was not measured is left out."""
+
+    name: str
+    """The target's, unique in the release."""
     artifact: Subject
     baseline: Subject | None = None
     verdicts: tuple[Verdict, ...] = ()
-    lineage: tuple[Parent, ...] = ()
-    """What the artifact was made from, the nearest first."""
+    lineage: tuple[Ancestor, ...] = ()
+    """The artifact first, then what it was made from, the nearest first. One without `parents` that is not named as
+    a parent either is shown below the artifact."""
     verification: Mapping[str, float | int | str | bool | None] = field(default_factory=dict)
     """Figure → value, as `verify` gave them."""
     evaluation: Evaluation | None = None
     baseline_evaluation: Evaluation | None = None
-    latency: Latency | None = None
-    baseline_latency: Latency | None = None
-    duet: Duet | None = None
-    start: Start | None = None
-    baseline_start: Start | None = None
-    machine: Machine | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
-    """Tool → version."""
-    command: str = ""
-    """What reproduces this report."""
+    latencies: tuple[Latency, ...] = ()
+    """One a scenario, rate and device."""
+    baseline_latencies: tuple[Latency, ...] = ()
+    throughputs: tuple[Throughput, ...] = ()
+    baseline_throughputs: tuple[Throughput, ...] = ()
+    loads: tuple[LoadResult, ...] = ()
+    generation: Generation | None = None
+    baseline_generation: Generation | None = None
+    sweep: Sweep | None = None
+    limits: Limits | None = None
+    baseline_limits: Limits | None = None
+    duets: tuple[Duet, ...] = ()
+    starts: tuple[Start, ...] = ()
+    baseline_starts: tuple[Start, ...] = ()
+    footprint: Footprint | None = None
+    baseline_footprint: Footprint | None = None
+    tensors: TensorSizes | None = None
+    """What fills the model file, by kind of tensor."""
+    baseline_tensors: TensorSizes | None = None
     notes: tuple[str, ...] = ()
     """What was left out or chosen on the way."""
 
     @property
     def outcome(self) -> Outcome | None:
-        """The overall verdict; None where no gate was set."""
+        """The target's verdict; None where no gate was set."""
         return overall(self.verdicts) if self.verdicts else None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able form; parts that were not measured are not in it."""
+        whole = {
+            "name": self.name,
+            "verdict": self.outcome.value if self.outcome else None,
+            "gates": [verdict.to_json() for verdict in self.verdicts],
+            "artifact": asdict(self.artifact),
+            "baseline": asdict(self.baseline) if self.baseline else None,
+            "lineage": [asdict(one) | {"parents": list(one.parents)} for one in self.lineage],
+            "verification": dict(self.verification),
+        }
+        parts = {name: _summarize(getattr(self, name)) for name in _PARTS}
+        return whole | {name: value for name, value in parts.items() if value} | {"notes": list(self.notes)}
+
+
+_PARTS = (
+    "evaluation",
+    "baseline_evaluation",
+    "latencies",
+    "baseline_latencies",
+    "throughputs",
+    "baseline_throughputs",
+    "loads",
+    "generation",
+    "baseline_generation",
+    "sweep",
+    "limits",
+    "baseline_limits",
+    "duets",
+    "starts",
+    "baseline_starts",
+    "footprint",
+    "baseline_footprint",
+    "tensors",
+    "baseline_tensors",
+)
+
+
+class _Summarized(Protocol):
+    def summary(self) -> dict[str, Any]: ...
+
+
+def _summarize(part: _Summarized | Sequence[_Summarized] | None) -> Any:
+    if part is None:
+        return None
+    return [one.summary() for one in part] if isinstance(part, Sequence) else part.summary()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseReport:
+    """A whole release: every target, and where and how all of it was made and measured."""
+
+    title: str
+    targets: tuple[TargetReport, ...]
+    machine: Machine | None = None
+    """Where it was measured, unless the measurements say otherwise themselves."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Tool → version."""
+    command: str = ""
+    """What reproduces this report."""
+    notes: tuple[str, ...] = ()
+    """What was left out or chosen on the way, of all targets."""
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """The overall verdict; None where no gate was set."""
+        verdicts = self.verdicts
+        return overall(verdicts) if verdicts else None
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """Those of all targets, in their order."""
+        return tuple(verdict for target in self.targets for verdict in target.verdicts)
+
+    @property
+    def obstacles(self) -> tuple[tuple[str, Verdict], ...]:
+        """Target's name and verdict of every gate that is not met, the FAILs first."""
+        found = [(target.name, verdict) for target in self.targets for verdict in target.verdicts]
+        rising = sorted(found, key=lambda pair: pair[1].verdict is not Outcome.FAIL)
+        return tuple(pair for pair in rising if pair[1].verdict is not Outcome.PASS)
 
     @property
     def headline(self) -> str:
@@ -62,23 +175,12 @@ class ReportData:
         return f"{self.title}: {self.outcome.value} ({', '.join(parts)})"
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-able form; parts that were not measured are null."""
+        """JSON-able form; the samples stay in the evidence."""
         return {
-            "schema_version": 1,
+            "schema_version": 2,
             "title": self.title,
             "verdict": self.outcome.value if self.outcome else None,
-            "gates": [verdict.to_json() for verdict in self.verdicts],
-            "artifact": asdict(self.artifact),
-            "baseline": asdict(self.baseline) if self.baseline else None,
-            "lineage": [parent.model_dump() for parent in self.lineage],
-            "verification": dict(self.verification),
-            "evaluation": self.evaluation.summary() if self.evaluation else None,
-            "baseline_evaluation": self.baseline_evaluation.summary() if self.baseline_evaluation else None,
-            "latency": self.latency.summary() if self.latency else None,
-            "baseline_latency": self.baseline_latency.summary() if self.baseline_latency else None,
-            "comparison": self.duet.summary() if self.duet else None,
-            "start": self.start.summary() if self.start else None,
-            "baseline_start": self.baseline_start.summary() if self.baseline_start else None,
+            "targets": [target.to_json() for target in self.targets],
             "machine": self.machine.to_json() if self.machine else None,
             "versions": dict(sorted(self.versions.items())),
             "command": self.command,

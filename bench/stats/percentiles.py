@@ -1,6 +1,7 @@
 """Percentiles of samples with bounds that hold for every distribution.
 
-The bounds are order statistics: they assume independent samples and nothing about their shape.
+The bounds are order statistics: they assume nothing about the samples' shape. Samples that depend on each other
+count as fewer: their inflation (`bench.stats.dependence`) divides n.
 """
 
 from __future__ import annotations
@@ -8,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bench.stats.binomial import binomial_cdf
+from bench.stats.binomial import binomial_cdf, normal_quantile
 
-__all__ = ["PercentileBounds", "bound_percentile", "required_samples"]
+__all__ = ["PercentileBounds", "bound_percentile", "certifying_ranks", "percentile_rank", "required_samples"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +36,11 @@ class PercentileBounds:
     """The true percentile is at least this; None where the samples are too few."""
     upper: float | None
     """The true percentile is at most this; None where the samples are too few."""
+    inflation: float = 1.0
+    """How many of the samples say as much as an independent one."""
 
 
+@lru_cache(maxsize=4096)
 def required_samples(percentile: float, confidence: float, num_slow: int = 0) -> int:
     """Fewest samples that certify a percentile when `num_slow` of them are over the limit.
 
@@ -51,9 +56,15 @@ def required_samples(percentile: float, confidence: float, num_slow: int = 0) ->
     [459, 662, 838, 1307, 2010]
     """
     slow_rate = _slow_rate(percentile)
-    low, high = num_slow, num_slow + 1
+    z = normal_quantile(confidence)
+    guess = (num_slow + 1 + z * z / 2 + z * math.sqrt(num_slow + 1 + z * z / 4)) / slow_rate
+    low, high = num_slow, max(num_slow + 1, math.ceil(guess))
     while binomial_cdf(num_slow, high, slow_rate) > 1 - confidence:
         low, high = high, high * 2
+    step = max(1, high // 64)
+    while high - step > low and binomial_cdf(num_slow, high - step, slow_rate) <= 1 - confidence:
+        high, step = high - step, step * 2
+    low = max(low, high - step)
     while high - low > 1:  # certified at `high`, not at `low`
         middle = (low + high) // 2
         if binomial_cdf(num_slow, middle, slow_rate) > 1 - confidence:
@@ -63,41 +74,79 @@ def required_samples(percentile: float, confidence: float, num_slow: int = 0) ->
     return high
 
 
-def bound_percentile(samples: ArrayLike, percentile: float, confidence: float) -> PercentileBounds:
+def certifying_ranks(
+    num_samples: int, percentile: float, confidence: float, inflation: float = 1.0
+) -> tuple[int | None, int | None]:
+    """Which of n ordered samples bound a percentile from below and from above.
+
+    Args:
+        num_samples: n.
+        percentile: In per cent, in (0, 100).
+        confidence: Of each of the two bounds on its own.
+        inflation: How many samples say as much as an independent one, ≥ 1.
+
+    Returns:
+        Ranks from 1 (the smallest) to n; None where n cannot support the bound. Every rounding goes outwards.
+
+    Source: David & Nagaraja, Order Statistics (3rd ed., 2003), section 7.1, with the effective sample size of Geyer,
+    Statistical Science 7 (1992), in place of n.
+    """
+    slow_rate = _slow_rate(percentile)
+    if inflation < 1:
+        raise ValueError(f"inflation {inflation} is below 1")
+    independent = math.floor(num_samples / inflation)
+    lower = upper = None
+    if binomial_cdf(0, independent, slow_rate) <= 1 - confidence:
+        # The largest number of slow ones that still certifies: the next lower order statistic would not.
+        num_slow = _largest(lambda slow: binomial_cdf(slow, independent, slow_rate) <= 1 - confidence, independent)
+        upper = num_samples - math.floor(num_slow * inflation)
+    if independent and 1 - binomial_cdf(0, independent, 1 - slow_rate) >= confidence:
+        # X_(k) ≤ percentile holds when at least k samples are at or below it.
+        rank = _largest(lambda k: 1 - binomial_cdf(k - 1, independent, 1 - slow_rate) >= confidence, independent)
+        lower = max(1, math.floor(rank * inflation + 1e-9)) if inflation > 1 else rank
+    return lower, upper
+
+
+def percentile_rank(num_samples: int, percentile: float) -> int:
+    """Rank, from 1, of the sample percentile: the smallest sample that so many per cent do not exceed."""
+    return max(1, math.ceil(num_samples * (1 - _slow_rate(percentile)) - 1e-9))
+
+
+def bound_percentile(
+    samples: ArrayLike, percentile: float, confidence: float, inflation: float = 1.0
+) -> PercentileBounds:
     """Estimate a percentile and bound it from both sides.
 
     Args:
-        samples: Independent measurements of shape [n], in any unit and order.
+        samples: Measurements of shape [n], in any unit and order; a failed request is infinity.
         percentile: In per cent, in (0, 100).
         confidence: Of each of the two bounds on its own.
+        inflation: How many samples say as much as an independent one: see `bench.stats.dependence`.
 
     Returns:
-        The bounds, in the unit of the samples. What `n` cannot support is None.
+        The bounds, in the unit of the samples. What `n` cannot support is None. The estimate is that of the samples
+        whatever the inflation.
 
-    Source: David & Nagaraja, Order Statistics (3rd ed., 2003), section 7.1.
+    Raises:
+        ValueError: A sample is NaN.
+
+    Source: see `certifying_ranks`.
     """
     ordered: NDArray[np.float64] = np.sort(np.asarray(samples, dtype=np.float64))
     n = len(ordered)
+    if n and math.isnan(ordered[-1]):
+        raise ValueError("a sample is NaN: count a failure as infinity")
     required = required_samples(percentile, confidence)
-    slow_rate = _slow_rate(percentile)
-    upper = lower = None
-    if n >= required:
-        # The largest number of slow ones that still certifies: the next lower order statistic would not.
-        num_slow = _largest(lambda slow: binomial_cdf(slow, n, slow_rate) <= 1 - confidence, n)
-        upper = float(ordered[n - 1 - num_slow])
-    if n and 1 - binomial_cdf(0, n, 1 - slow_rate) >= confidence:
-        # X_(k) ≤ percentile holds when at least k samples are at or below it.
-        rank = _largest(lambda k: 1 - binomial_cdf(k - 1, n, 1 - slow_rate) >= confidence, n)
-        lower = float(ordered[rank - 1])
-    estimate = float(ordered[math.ceil(n * (1 - slow_rate) - 1e-9) - 1]) if upper is not None else None
+    lower, upper = certifying_ranks(n, percentile, confidence, inflation)
     return PercentileBounds(
         percentile=percentile,
         confidence=confidence,
         num_samples=n,
-        num_required=required,
-        estimate=estimate,
-        lower=lower,
-        upper=upper,
+        num_required=math.ceil(required * inflation),
+        estimate=float(ordered[percentile_rank(n, percentile) - 1]) if n >= required else None,
+        lower=None if lower is None else float(ordered[lower - 1]),
+        upper=None if upper is None else float(ordered[upper - 1]),
+        inflation=inflation,
     )
 
 

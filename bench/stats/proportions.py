@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 import numpy as np
@@ -113,6 +114,7 @@ def score_interval(counts: PairedCounts, confidence: float) -> tuple[float, floa
     return -upper(counts.swapped()), upper(counts)
 
 
+@lru_cache(maxsize=4096)
 def noninferiority_p_value(counts: PairedCounts, margin: float) -> float:
     """Probability of evidence this good or better for `drop < margin` if the true drop were `margin`.
 
@@ -178,6 +180,7 @@ def _times_log(count: NDArray[np.int64], rate: float) -> NDArray[np.float64]:
     return np.asarray(count * math.log(rate))
 
 
+@lru_cache(maxsize=4096)
 def bound_drop(counts: PairedCounts, confidence: float) -> tuple[float, float]:
     """Bound the drop; each bound holds with `confidence` on its own.
 
@@ -264,6 +267,7 @@ def required_pairs(
     return max(math.ceil((spread / distance) ** 2), math.ceil(without_any))
 
 
+@lru_cache(maxsize=4096)
 def smallest_margin(num_pairs: int, discordance: float, *, confidence: float, power: float = 0.8) -> float:
     """Smallest margin that `num_pairs` examples could have certified for an artifact that is no worse.
 

@@ -5,7 +5,8 @@ Each imports what it needs when it is called, so that importing this package cos
 
 from __future__ import annotations
 
-from edgesmith.api.judge import gate
+from edgesmith.api.judge import gate, report
+from edgesmith.api.load import load
 from edgesmith.api.look import check, doctor, inspect, predict
 from edgesmith.api.measure import bench, eval, verify  # noqa: A004
 from edgesmith.api.recipes import init, plan, run, schema
@@ -20,10 +21,12 @@ __all__ = [
     "gate",
     "init",
     "inspect",
+    "load",
     "merge",
     "plan",
     "predict",
     "quantize",
+    "report",
     "run",
     "schema",
     "verify",

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgesmith.api.rows import NUM_TIMED, proof_rows
+from edgesmith.api.rows import NUM_BATCHED, NUM_TIMED, proof_rows
 from edgesmith.errors import UsageError
 from edgesmith.progress import SILENT, Progress
+from edgesmith.releases import locate_target
 
 if TYPE_CHECKING:
     from edgesmith.artifact import Artifact
+    from edgesmith.stages.base import Stage
     from export.verify import Verification
 
 __all__ = ["bench", "eval", "verify"]
@@ -87,7 +89,7 @@ def eval(  # noqa: A001
     """
     from bench.accuracy import Evaluation
     from edgesmith.artifact import open_artifact
-    from edgesmith.stages.measure import EvalStage
+    from edgesmith.stages.evaluate import EvalStage
     from edgesmith.stages.rows import Rows
 
     stage = EvalStage(
@@ -107,7 +109,11 @@ def bench(
     against: Path | None = None,
     data: Path | None = None,
     scenario: str = "single",
+    rate: float | None = None,
+    batch_size: int | None = None,
+    max_tokens: int = 64,
     num_requests: int | None = None,
+    seconds: float | None = None,
     length: int | None = None,
     out: Path | None = None,
     task: str | None = None,
@@ -116,66 +122,112 @@ def bench(
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Measure an artifact's latency, or its speed in turns with a baseline.
+    """Measure an artifact's speed under a scenario, or in turns with another artifact.
 
     Args:
-        artifact: What ships.
-        against: Baseline to run in turns with.
+        artifact: What ships; for `generate` a checkpoint.
+        against: Artifact to run in turns with; the scenario is then `single`.
         data: Rows to send; packaged sentences if left out.
-        scenario: `single`.
-        num_requests: Timed requests; from the time aimed at if left out.
+        scenario: `single`, `server`, `offline`, `generate` or `sweep`.
+        rate: Arrivals a second of `server`; half of what the artifact can answer if left out.
+        batch_size: Of `offline`.
+        max_tokens: Of an answer of `generate`.
+        num_requests: Timed requests of `single` or `generate`; from the time aimed at if left out.
+        seconds: Wall time aimed at.
         length: Tokens of every request; each row's own if left out.
         out: Folder for the raw samples.
         task: Taken from the artifact if left out.
         columns: The task's column → the file's.
         threads: Of the engine.
-        seed: Of the rows' draw.
+        seed: Of the rows' draw and of the arrivals.
         progress: Shows how far it is.
 
     Returns:
-        The figures, each with its sample size, JSON-able.
+        The figures, each with its sample size, JSON-able: one key for each kind, such as `latency` or `start`.
 
     Raises:
-        UsageError: an unknown scenario.
+        UsageError: an unknown scenario, or an option that it does not have.
     """
-    from bench.duet import Duet
-    from bench.latency import Latency
-    from bench.start import Start
+    _check_scenario(
+        scenario, against=against, rate=rate, batch_size=batch_size, num_requests=num_requests, length=length
+    )
     from edgesmith.artifact import open_artifact
-    from edgesmith.stages.measure import CompareStage, LatencyStage
+    from edgesmith.evidence import Measured, measured_duets
     from edgesmith.stages.rows import Rows
 
-    if scenario != "single":
-        raise UsageError(f"--scenario {scenario}: unknown; this version measures single")
-    opened = open_artifact(artifact, kinds=("onnx",))
-    rows = Rows(path=data, num=NUM_TIMED if data else None, seed=seed, columns=columns or {})
+    opened = open_artifact(artifact, kinds=("checkpoint",) if scenario == "generate" else ("onnx",))
+    num = NUM_BATCHED if scenario == "offline" else NUM_TIMED
+    stage: Stage
+    rows = Rows(path=data, num=num if data else None, seed=seed, columns=columns or {})
     if against is not None:
-        compare = CompareStage(
-            artifact=opened,
-            baseline=open_artifact(against, kinds=("onnx",)),
-            rows=rows,
-            task=task,
-            threads=threads,
-            length=length,
+        from edgesmith.stages.compare import CompareStage
+
+        baseline = open_artifact(locate_target(against, artifact.resolve().name), kinds=("onnx",))
+        stage = CompareStage(
+            artifact=opened, baseline=baseline, rows=rows, task=task, threads=threads, length=length, seconds=seconds
         )
-        folder, evidence = _measure(compare, out, progress)
+        folder, evidence = _measure(stage, out, progress)
         with folder:
-            return Duet.load(evidence.path).summary()
-    stage = LatencyStage(
-        artifact=opened,
-        rows=rows,
-        task=task,
-        threads=threads,
-        scenario=scenario,
-        length=length,
-        num_requests=num_requests,
-    )
+            return {"comparison": measured_duets([evidence])[0].summary()}
+    match scenario:
+        case "generate":
+            from edgesmith.stages.generate import GenerateStage
+
+            stage = GenerateStage(
+                artifact=opened,
+                rows=rows,
+                threads=threads,
+                max_tokens=max_tokens,
+                num_requests=num_requests,
+                seconds=seconds,
+            )
+        case "sweep":
+            from edgesmith.stages.sweep import SweepStage
+
+            stage = SweepStage(artifact=opened, rows=rows, task=task, threads=threads)
+        case _:
+            from edgesmith.stages.bench import BenchStage
+
+            stage = BenchStage(
+                artifact=opened,
+                rows=rows,
+                task=task,
+                threads=threads,
+                scenario=scenario,  # type: ignore[arg-type]  # checked above
+                length=length,
+                num_requests=num_requests,
+                seconds=seconds,
+                rate=rate,
+                batch_size=batch_size,
+            )
     folder, evidence = _measure(stage, out, progress)
     with folder:
-        return Latency.load(evidence.path).summary() | {"start": Start.load(evidence.path).summary()}
+        return Measured.of(opened.digest, [evidence]).summary()
 
 
-def _measure(stage: Any, out: Path | None, progress: Progress) -> tuple[Any, Artifact]:
+_OPTIONS_OF = {
+    "single": {"num_requests", "length", "against"},
+    "server": {"rate", "length"},
+    "offline": {"batch_size"},
+    "generate": {"num_requests"},
+    "sweep": set[str](),
+}
+
+
+def _check_scenario(scenario: str, **given: object) -> None:
+    """Refuse an unknown scenario, and options that a scenario would have to ignore."""
+    if scenario not in _OPTIONS_OF:
+        raise UsageError(f"--scenario {scenario}: unknown; use one of {', '.join(_OPTIONS_OF)}")
+    for name, value in given.items():
+        if value is not None and name not in _OPTIONS_OF[scenario]:
+            flag = "requests" if name == "num_requests" else name.replace("_", "-")
+            fitting = [one for one, options in _OPTIONS_OF.items() if name in options]
+            raise UsageError(
+                f"--{flag} means nothing to scenario {scenario}", mend=f"Use it with --scenario {' or '.join(fitting)}."
+            )
+
+
+def _measure(stage: Stage, out: Path | None, progress: Progress) -> tuple[Any, Artifact]:
     """Run a measuring stage into `out`, or into a folder that goes when its context is left."""
     from contextlib import nullcontext
     from tempfile import TemporaryDirectory

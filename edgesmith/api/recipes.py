@@ -56,8 +56,10 @@ def run(
     out: Path | None = None,
     settings: Sequence[str] = (),
     store: Path | None = None,
+    against: Path | None = None,
     junit: Path | None = None,
     summary: Path | None = None,
+    comment: Path | None = None,
     remeasure: bool = False,
     progress: Progress = SILENT,
 ) -> Release:
@@ -68,8 +70,11 @@ def run(
         out: Folder for artifacts, evidence and report; `out/NAME` if left out.
         settings: `a.b=c` strings that replace single values.
         store: Cache of finished steps.
+        against: What regressions are judged against: an artifact, or an earlier release, whose target of the same
+            name is taken; the recipe's baseline if left out.
         junit: Also write the verdicts as JUnit XML.
         summary: Also write the verdicts as Markdown.
+        comment: Also write the verdicts as Markdown for a comment on a pull request.
         remeasure: Take times anew that the store has.
         progress: Shows how far it is.
 
@@ -80,14 +85,15 @@ def run(
         EdgesmithError: a step could not be done, or an artifact breaks its tolerance.
     """
     from edgesmith.release import make_release
+    from edgesmith.verdict_files import VerdictFiles
 
     return make_release(
         recipe,
         out=out,
         settings=settings,
         store_root=store,
-        junit=junit,
-        summary=summary,
+        against=against,
+        outputs=VerdictFiles(junit=junit, summary=summary, comment=comment),
         remeasure=remeasure,
         progress=progress,
     )

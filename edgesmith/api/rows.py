@@ -11,10 +11,11 @@ from edgesmith.progress import Progress
 if TYPE_CHECKING:
     from edgesmith.stages.rows import Rows
 
-__all__ = ["NUM_TIMED", "NUM_VERIFIED", "proof_rows"]
+__all__ = ["NUM_BATCHED", "NUM_TIMED", "NUM_VERIFIED", "proof_rows"]
 
 NUM_VERIFIED = 64
 NUM_TIMED = 64
+NUM_BATCHED = 128
 
 
 def proof_rows(

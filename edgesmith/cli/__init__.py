@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from edgesmith.cli import judge, look, measure, recipes, steps
+from edgesmith.cli import judge, load, look, measure, recipes, steps
 from edgesmith.errors import EdgesmithError, UsageError
 
 __all__ = ["app", "main"]
@@ -93,9 +93,11 @@ _PANELS: Mapping[str, Mapping[Callable[..., None], str]] = {
         measure.verify: "edgesmith verify int8 --against merged --data test.jsonl",
         measure.eval_command: "edgesmith eval int8 --data test.jsonl -o evidence/int8-eval",
         measure.bench: "edgesmith bench int8 --against fp32 --data test.jsonl",
+        load.load: "edgesmith load http://127.0.0.1:8000/v2/models/news --rate 100 --limit-ms 50 --data test.jsonl",
     },
     "Judge": {
         judge.gate: "edgesmith gate release/server --gates recipe.yaml --junit verdicts.xml",
+        judge.report: "edgesmith report release",
     },
     "Look and check": {
         look.predict: 'edgesmith predict release/server "Shares fell after the bank cut its forecast."',

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from edgesmith.cli.figures import show_measured
 from edgesmith.cli.options import ArtifactPath, Columns, DataFile, Json, Seed, TaskName, Threads, pairs
 from edgesmith.cli.show import show_facts, show_proof
 
@@ -70,14 +71,27 @@ def eval_command(
 def bench(
     artifact: ArtifactPath,
     against: Annotated[
-        Path | None, typer.Option(metavar="BASELINE", help="Run this artifact in turns with it, and give the ratio.")
+        Path | None,
+        typer.Option(metavar="OTHER", help="Artifact or release to run in turns with, in one run; gives the ratio."),
     ] = None,
-    data: DataFile = None,
+    scenario: Annotated[
+        str,
+        typer.Option(
+            help="single: one request after another. server: requests arrive at random, open loop. offline: batches. "
+            "generate: a language model's tokens. sweep: a grid of batch sizes and lengths."
+        ),
+    ] = "single",
+    rate: Annotated[
+        float | None, typer.Option(min=0, help="server: arrivals a second. [default: half of the capacity]")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="offline: rows of a batch. [default: 32]")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="generate: tokens of an answer.")] = 64,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Time to measure for, roughly.")] = None,
+    requests: Annotated[int | None, typer.Option(min=1, help="Timed requests, instead of --seconds.")] = None,
     length: Annotated[
         int | None, typer.Option(min=2, help="Tokens of every request. [default: each row's own]")
     ] = None,
-    scenario: Annotated[str, typer.Option(help="single: one client, one request after another.")] = "single",
-    requests: Annotated[int | None, typer.Option(min=1, help="Timed requests.")] = None,
+    data: DataFile = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Save the raw samples here.")] = None,
     task: TaskName = None,
     columns: Columns = None,
@@ -85,7 +99,7 @@ def bench(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Measure latency, CPU time, memory and start-up, with the sample size that each figure stands on."""
+    """Measure latency, throughput, CPU time, memory, start-up and the share of the machine's limit."""
     from edgesmith import api, console
 
     result = api.bench(
@@ -93,8 +107,12 @@ def bench(
         against=against,
         data=data,
         scenario=scenario,
-        length=length,
+        rate=rate,
+        batch_size=batch_size,
+        max_tokens=max_tokens,
         num_requests=requests,
+        seconds=seconds,
+        length=length,
         out=out,
         task=task,
         columns=pairs(columns),
@@ -102,4 +120,4 @@ def bench(
         seed=seed,
         progress=console.ConsoleProgress(),
     )
-    show_facts(result, json)
+    show_measured(result, json)

@@ -10,15 +10,19 @@ import typer
 from edgesmith.errors import UsageError
 
 __all__ = [
+    "Against",
     "ArtifactPath",
     "Columns",
+    "CommentFile",
     "DataFile",
+    "JUnitFile",
     "Json",
     "Out",
     "RecipePath",
     "Seed",
     "Settings",
     "StoreRoot",
+    "SummaryFile",
     "TaskName",
     "Threads",
     "pairs",
@@ -46,14 +50,34 @@ Columns = Annotated[
     list[str] | None,
     typer.Option("--column", metavar="NAME=COLUMN", help="The file's column for one of the task's, `text=body`."),
 ]
+Against = Annotated[
+    Path | None,
+    typer.Option(metavar="BASELINE", help="Artifact or earlier release that regressions are judged against."),
+]
+JUnitFile = Annotated[
+    Path | None, typer.Option("--junit", metavar="FILE", help="Also write the verdicts as JUnit XML.")
+]
+SummaryFile = Annotated[
+    Path | None,
+    typer.Option("--summary", metavar="FILE", help="Also write the verdicts as Markdown, for a job's summary page."),
+]
+CommentFile = Annotated[
+    Path | None,
+    typer.Option("--comment", metavar="FILE", help="Also write the verdicts as a comment for a pull request."),
+]
 
 
-def pairs(given: list[str] | None) -> dict[str, str]:
-    """Read `NAME=COLUMN` options."""
+def pairs(given: list[str] | None, *, flag: str = "column", separator: str = "=") -> dict[str, str]:
+    """Read `NAME=VALUE` options.
+
+    Raises:
+        UsageError: one looks otherwise.
+    """
     found = {}
     for text in given or []:
-        name, equals, column = text.partition("=")
-        if not (name and equals and column):
-            raise UsageError(f"--column {text}: must look like text=body")
-        found[name] = column
+        name, sign, value = text.partition(separator)
+        if not (name.strip() and sign and value.strip()):
+            example = "text=body" if separator == "=" else "Authorization:Bearer TOKEN"
+            raise UsageError(f"--{flag} {text}: must look like {example}")
+        found[name.strip()] = value.strip()
     return found

@@ -7,8 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from edgesmith.cli.options import DataFile, Json, RecipePath, Settings, StoreRoot
-from edgesmith.cli.show import EXIT_BY_VERDICT
+from edgesmith.cli.options import (
+    Against,
+    CommentFile,
+    DataFile,
+    Json,
+    JUnitFile,
+    RecipePath,
+    Settings,
+    StoreRoot,
+    SummaryFile,
+)
+from edgesmith.cli.show import EXIT_BY_VERDICT, show_verdicts
 
 __all__ = ["init", "plan", "run", "schema"]
 
@@ -49,8 +59,10 @@ def run(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write. [default: out/NAME]")] = None,
     settings: Settings = None,
     store: StoreRoot = None,
-    junit: Annotated[Path | None, typer.Option(help="Also write the verdicts as JUnit XML.")] = None,
-    summary: Annotated[Path | None, typer.Option(help="Also write the verdicts as Markdown.")] = None,
+    against: Against = None,
+    junit: JUnitFile = None,
+    summary: SummaryFile = None,
+    comment: CommentFile = None,
     remeasure: Annotated[bool, typer.Option("--remeasure", help="Take times anew that the store has.")] = False,
     json: Json = False,
 ) -> None:
@@ -62,8 +74,10 @@ def run(
         out=out,
         settings=settings or (),
         store=store,
+        against=against,
         junit=junit,
         summary=summary,
+        comment=comment,
         remeasure=remeasure,
         progress=console.ConsoleProgress(),
     )
@@ -85,10 +99,11 @@ def _show_run(result: Any) -> None:
     console.print_table(("step", "does", "", "time"), steps)
     console.print_table(*result.table())
     for target in result.targets:
-        for verdict in target.verdicts:
-            console.say(f"{verdict.verdict} {target.name} {verdict.gate}: {verdict.reason}")
+        show_verdicts(target.verdicts, title=target.name)
     overall = result.verdict if result.is_judged else "no gates set: nothing was judged"
-    console.say(f"{overall} in {format_seconds(result.seconds)}; reports, artifacts and evidence are in {result.out}")
+    console.say(
+        f"{overall} in {format_seconds(result.seconds)}; artifacts, evidence and report.html are in {result.out}"
+    )
 
 
 def schema() -> None:

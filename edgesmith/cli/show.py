@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["EXIT_BY_VERDICT", "plain", "show_facts", "show_proof"]
+if TYPE_CHECKING:
+    from bench.verdict import Verdict
+
+__all__ = ["EXIT_BY_VERDICT", "plain", "show_facts", "show_proof", "show_verdicts"]
 
 EXIT_BY_VERDICT = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 
@@ -51,3 +56,24 @@ def plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(plain(item) for item in value) or "—"
     return "—" if value is None else str(value)
+
+
+def show_verdicts(verdicts: Sequence[Verdict], *, title: str = "") -> None:
+    """Print a table of verdicts, and why for those that do not pass; on GitHub also as annotations on its pages."""
+    from bench.ci import annotation_lines, verdict_rows
+    from edgesmith import console
+
+    if not verdicts:
+        return
+    head = ("gate", "verdict", "measured", "shown to be", "limit", "evidence")
+    rows = [
+        (row.gate, row.verdict.value, row.measured, row.bound, row.limit, row.evidence)
+        for row in verdict_rows(verdicts)
+    ]
+    console.print_table(head, rows, title=title)
+    for verdict in verdicts:
+        if verdict.verdict.value != "PASS":
+            console.say(f"{verdict.verdict} {title + ' ' if title else ''}{verdict.gate}: {verdict.reason}")
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        for line in annotation_lines(verdicts, title=title):
+            console.say(line)

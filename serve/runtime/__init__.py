@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 from numpy.typing import NDArray
@@ -53,9 +54,15 @@ class EngineOptions:
 
     Attributes:
         threads: Threads for one `run`, at least 1.
+        profile_to: Folder for a trace of every operator of every run, by an engine that can write one; it costs
+            time. None traces nothing.
+        packs_weights: Lay weights out for the processor when the model is opened. Without, a trace shows the
+            shapes of the weights, and runs are slower.
     """
 
     threads: int = 1
+    profile_to: Path | None = None
+    packs_weights: bool = True
 
     def __post_init__(self) -> None:
         if self.threads < 1:

@@ -48,6 +48,19 @@ class OnnxEngine:
             ) from error
         return dict(zip(self._output_names, values, strict=True))
 
+    def end_profile(self) -> Path:
+        """End a trace that `EngineOptions.profile_to` asked for.
+
+        Returns:
+            The trace: a JSON array of events, those of one run between its `model_run` event's start and end.
+
+        Raises:
+            UsageError: The engine is closed.
+        """
+        if self._session is None:
+            raise UsageError("the engine is closed", mend="End the trace before closing it.")
+        return Path(self._session.end_profiling())
+
     def close(self) -> None:
         """Free the session."""
         self._session = None
@@ -62,6 +75,11 @@ def open_engine(artifact: Artifact, options: EngineOptions) -> OnnxEngine:
     settings.inter_op_num_threads = 1
     settings.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     settings.log_severity_level = 3  # errors only: they are raised anyway
+    if options.profile_to is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(options.profile_to / "trace")
+    if not options.packs_weights:
+        settings.add_session_config_entry("session.disable_prepacking", "1")
     try:
         session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library's errors share no other base

@@ -5,12 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.accuracy import Evaluation
+from bench.conditions import Conditions
 from bench.duet import Duet
+from bench.footprint import Footprint
 from bench.gate import Evidence, Subject
+from bench.histogram import Histogram
 from bench.latency import Latency
-from bench.machine import describe_machine
+from bench.load.result import Failure, LoadResult
+from bench.load.schedule import constant
+from bench.machine import Machine, describe_machine
+from bench.start import Start
+from bench.throughput import Throughput
 from edgesmith.tasks import Example, get_task
 
 MACHINE = replace(describe_machine(), load_1min=0.1, cpu_pressure_10s=0.0)
@@ -73,37 +81,200 @@ def rare_pair(targets: list[int], lost: list[bool]) -> tuple[Evaluation, Evaluat
     return of("int8", answers), of("fp32", targets)
 
 
-def latency(wall_ms: list[float], *, cpu_share: float = 1.0, is_settled: bool = True) -> Latency:
-    wall_ns = np.round(np.array(wall_ms) * 1e6).astype(np.int64)
+def probabilities(rows: list[list[float]], *, of: str = "int8") -> Evaluation:
+    """Two classes with these probabilities; every example is of class 0."""
+    whole = evaluation([row[0] >= row[1] for row in rows], of=of)
+    predictions = tuple(
+        {"label": "no" if row[0] >= row[1] else "yes", "index": int(row[0] < row[1]), "score": max(row)}
+        | {"scores": {"no": row[0], "yes": row[1]}}
+        for row in rows
+    )
+    return replace(whole, predictions=predictions)
+
+
+def named(cpu: str) -> Machine:
+    """A machine of that processor."""
+    return replace(MACHINE, cpu=cpu)
+
+
+def conditions(**parts: object) -> Conditions:
+    """A quiet machine, but for the parts given."""
+    quiet = Conditions(
+        seconds=20.0,
+        cpu_pressure_share=0.0,
+        steal_share=0.0,
+        others_share=0.0,
+        governor="performance",
+        load_before=0.1,
+        load_after=0.2,
+        num_throttled=0,
+    )
+    return replace(quiet, **parts)  # type: ignore[arg-type]
+
+
+def latency(
+    wall_ms: list[float],
+    *,
+    cpu_share: float = 1.0,
+    is_settled: bool = True,
+    rate: float | None = None,
+    machine: Machine = MACHINE,
+    is_busy: bool = False,
+) -> Latency:
+    """Closed loop, or open loop at a rate without any queue."""
+    wall_ns = np.round(np.array(wall_ms, dtype=np.float64) * 1e6).astype(np.int64)
+    is_open = rate is not None
     return Latency(
-        scenario="single",
+        scenario="server" if is_open else "single",
         engine="onnxruntime",
         artifact_digest="sha256:int8",
         inputs="1×128 tokens of real text",
         wall_ns=wall_ns,
         cpu_ns=np.round(wall_ns * cpu_share).astype(np.int64),
+        start_ns=np.arange(len(wall_ns), dtype=np.int64) * 20_000_000,
+        service_ns=wall_ns if is_open else None,
         num_warm_up=48,
         is_settled=is_settled,
-        machine=MACHINE,
+        machine=machine,
         load_after=0.2,
+        rate=rate,
+        rate_source="asked for" if is_open else None,
+        capacity=100.0 if is_open else None,
+        conditions=conditions(cpu_pressure_share=0.5) if is_busy else conditions(),
     )
 
 
-def duet(ratio: float, *, noise: float = 0.01, num_pairs: int = 60, is_settled: bool = True) -> Duet:
+def throughput(
+    seconds: list[float], *, machine: Machine = MACHINE, is_settled: bool = True, is_busy: bool = False
+) -> Throughput:
+    """Rounds of 100 examples."""
+    return Throughput(
+        engine="onnxruntime",
+        artifact_digest="sha256:int8",
+        inputs="100 real texts",
+        batch_size=32,
+        num_examples=100,
+        round_seconds=tuple(seconds),
+        round_cpu_seconds=tuple(seconds),
+        is_settled=is_settled,
+        threads=1,
+        machine=machine,
+        conditions=conditions(steal_share=0.5) if is_busy else conditions(),
+    )
+
+
+def start(cold_ms: float = 300.0, peak_mb: float = 120.0, *, machine: Machine = MACHINE) -> Start:
+    return Start(
+        engine="onnxruntime",
+        artifact_digest="sha256:int8",
+        threads=1,
+        num_starts=3,
+        startup_cpu_ms=100.0,
+        verify_ms=20.0,
+        load_ms=cold_ms - 130.0,
+        first_run_ms=10.0,
+        peak_rss_bytes=round(peak_mb * 1e6),
+        machine=machine,
+        conditions=conditions(),
+    )
+
+
+def footprint(download_bytes: int = 15_000_000) -> Footprint:
+    return Footprint(
+        artifact_digest="sha256:int8",
+        model_bytes=23_000_000,
+        total_bytes=23_700_000,
+        download_bytes=download_bytes,
+        compression="zstd -9",
+    )
+
+
+def load(
+    wall_ms: list[float],
+    *,
+    num_failed: int = 0,
+    rate: float = 50.0,
+    lag_ms: float = 0.1,
+    machine: Machine = MACHINE,
+    is_complete: bool = True,
+) -> LoadResult:
+    """A load test whose first `num_failed` requests timed out."""
+    wall_ns = np.round(np.array(wall_ms, dtype=np.float64) * 1e6).astype(np.int64)
+    n = len(wall_ns)
+    outcome = np.array([1] * num_failed + [0] * (n - num_failed), dtype=np.int64)
+    lag_ns = np.full(n, round(lag_ms * 1e6), dtype=np.int64)
+    histogram, lags = Histogram(), Histogram()
+    histogram.record_many(wall_ns[outcome == 0])
+    lags.record_many(lag_ns)
+    return LoadResult(
+        url="http://127.0.0.1:8000/v2/models/news",
+        protocol="oip",
+        payload="100 real texts",
+        server={},
+        shape=constant(rate, max(n, 1) / rate),
+        seed=0,
+        num_workers=1,
+        timeout_s=30.0,
+        limit_ms=None,
+        limit_percentile=99.0,
+        start_ns=np.arange(n, dtype=np.int64) * round(1e9 / rate),
+        wall_ns=wall_ns,
+        lag_ns=lag_ns,
+        outcome=outcome,
+        ttft_ns=None,
+        num_tokens=None,
+        itl_ns=None,
+        failures=(Failure(name="time-out", count=num_failed, sample="30 s"),) if num_failed else (),
+        histogram=histogram,
+        lag_histogram=lags,
+        num_requests=n,
+        num_not_sent=0,
+        client_cpu_us=200.0,
+        max_in_flight=3,
+        num_connections=4,
+        is_complete=is_complete,
+        stopped_because="" if is_complete else "a worker was lost",
+        notes=(),
+        machine=machine,
+        conditions=conditions(),
+    )
+
+
+def duet(
+    ratio: float,
+    *,
+    noise: float = 0.01,
+    num_sessions: int = 12,
+    session_pairs: int = 5,
+    is_settled: bool = True,
+    machine: Machine = MACHINE,
+    bias: float = 0.0,
+) -> Duet:
+    """Turns of a baseline that takes `ratio` times as long, and of its twin that takes 1 + `bias` times as long."""
     rng = np.random.default_rng(0)
-    artifact = np.round(8e7 * np.exp(rng.normal(0, noise, num_pairs))).astype(np.int64)
-    baseline = np.round(8e7 * ratio * np.exp(rng.normal(0, noise, num_pairs))).astype(np.int64)
+    n = num_sessions * session_pairs
+
+    def turns(factor: float) -> NDArray[np.int64]:
+        return np.round(8e7 * factor * np.exp(rng.normal(0, noise, n))).astype(np.int64)
+
+    artifact, baseline, twin = turns(1.0), turns(ratio), turns(ratio * (1 + bias))
     return Duet(
         baseline_digest="sha256:fp32",
         artifact_digest="sha256:int8",
         inputs="1×128 tokens of real text",
         turn_requests=8,
         baseline_cpu_ns=baseline,
+        twin_cpu_ns=twin,
         artifact_cpu_ns=artifact,
         baseline_wall_ns=baseline,
+        twin_wall_ns=twin,
         artifact_wall_ns=artifact,
+        session=np.repeat(np.arange(num_sessions, dtype=np.int64), session_pairs),
+        overhead_cpu_ns=2000,
+        overhead_wall_ns=2000,
         is_settled=is_settled,
-        machine=MACHINE,
+        machine=machine,
+        conditions=conditions(),
     )
 
 

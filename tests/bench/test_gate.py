@@ -19,7 +19,7 @@ from serve.runtime import open_engine
 from tests.bench import evidence_built as built
 from tests.bench.conftest import News
 
-POINT = Gates(accuracy=AccuracyGate(max_drop=0.01))
+POINT = Gates(accuracy=(AccuracyGate(max_drop=0.01),))
 
 
 def judge_pair(num_examples: int, num_lost: int, num_gained: int, gates: Gates = POINT) -> Verdict:
@@ -79,7 +79,7 @@ def test_a_metric_without_terms_is_judged_by_bootstrap(news: News) -> None:
         )
     evidence = Evidence(artifact=Subject.of(news.coarse), baseline=Subject.of(news.exact), **parts)  # type: ignore[arg-type]
     found = {
-        margin: judge(Gates(accuracy=AccuracyGate(metric="f1_macro", max_drop=margin)), evidence)[0]
+        margin: judge(Gates(accuracy=(AccuracyGate(metric="f1_macro", max_drop=margin),)), evidence)[0]
         for margin in (0.0, 0.5)
     }
     drop = parts["baseline_evaluation"].metrics["f1_macro"] - parts["evaluation"].metrics["f1_macro"]
@@ -89,14 +89,14 @@ def test_a_metric_without_terms_is_judged_by_bootstrap(news: News) -> None:
     assert found[0.5].bound > drop
     assert found[0.0].verdict is not Outcome.PASS
     same = replace(evidence, artifact=evidence.baseline, evaluation=parts["baseline_evaluation"])
-    assert judge(Gates(accuracy=AccuracyGate(metric="f1_macro", max_drop=0.01)), same)[0].verdict is Outcome.PASS
+    assert judge(Gates(accuracy=(AccuracyGate(metric="f1_macro", max_drop=0.01),)), same)[0].verdict is Outcome.PASS
 
 
 def judge_rare(metric: str, num_rare: int, num_lost: int, max_drop: float, num_examples: int = 600) -> Verdict:
     """Judge an artifact that loses rows of the rare last one of four classes and nothing else."""
     targets = [index % 3 for index in range(num_examples - num_rare)] + [3] * num_rare
     ours, theirs = built.rare_pair(targets, [False] * (num_examples - num_lost) + [True] * num_lost)
-    gates = Gates(accuracy=AccuracyGate(metric=metric, max_drop=max_drop))
+    gates = Gates(accuracy=(AccuracyGate(metric=metric, max_drop=max_drop),))
     return judge(gates, built.evidence(evaluation=ours, baseline_evaluation=theirs))[0]
 
 
@@ -125,7 +125,7 @@ def test_correlation_hangs_on_the_rows_outside_the_largest_class() -> None:
 def test_a_loss_in_a_rare_class_beyond_the_margin_rarely_passes() -> None:
     """The artifact loses 10 % of a class of 1.5 %: 1.3 points of macro-F1, of which 600 examples often show none."""
     rng = np.random.default_rng(1)
-    gates = Gates(accuracy=AccuracyGate(metric="f1_macro", max_drop=0.01))
+    gates = Gates(accuracy=(AccuracyGate(metric="f1_macro", max_drop=0.01),))
     num_passed = 0
     for _ in range(40):
         targets = rng.choice(4, 600, p=[0.33, 0.33, 0.325, 0.015])
@@ -185,11 +185,11 @@ def test_missing_evidence_metric_or_gate_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="baseline"):
         judge(Gates(size=SizeGate(min_reduction=2)), built.evidence(baseline=None))
     with pytest.raises(UsageError, match="latencies"):
-        judge(Gates(latency=LatencyGate(max_ms=1)), both)
+        judge(Gates(latency=(LatencyGate(max_ms=1),)), both)
     with pytest.raises(UsageError, match="comparison"):
         judge(Gates(speed=SpeedGate(min_speedup=1)), both)
     with pytest.raises(UsageError, match=r"no metric 'f2'.*\n.*accuracy, mcc"):
-        judge(Gates(accuracy=AccuracyGate(metric="f2", max_drop=0.01)), both)
+        judge(Gates(accuracy=(AccuracyGate(metric="f2", max_drop=0.01),)), both)
     with pytest.raises(UsageError, match="no gate"):
         judge(Gates(), both)
 
@@ -223,7 +223,7 @@ def test_rounding_never_crosses_a_limit(value: float, limit: float) -> None:
 def test_latency_has_three_outcomes() -> None:
     def verdict(wall_ms: list[float], **parts: object) -> Verdict:
         samples = built.latency(wall_ms, **parts)  # type: ignore[arg-type]
-        return judge(Gates(latency=LatencyGate(percentile=99, max_ms=20)), built.evidence(latency=samples))[0]
+        return judge(Gates(latency=(LatencyGate(percentile=99, max_ms=20),)), built.evidence(latencies=(samples,)))[0]
 
     passed = verdict([10.0] * 459)
     assert passed.verdict is Outcome.PASS
@@ -235,16 +235,24 @@ def test_latency_has_three_outcomes() -> None:
     assert "n too small for p99: 20 requests, needs ≥ 459" in few.reason
     assert verdict([10.0] * 660 + [30.0]).verdict is Outcome.INCONCLUSIVE  # one slow one of 661 needs 662
     assert verdict([10.0] * 661 + [30.0]).verdict is Outcome.PASS
-    assert verdict([10.0] * 400 + [30.0] * 100).verdict is Outcome.FAIL
+    assert verdict(([10.0] * 4 + [30.0]) * 100).verdict is Outcome.FAIL
     assert verdict([30.0] * 100).verdict is Outcome.FAIL
     unsettled = verdict([10.0] * 700, is_settled=False)
     assert unsettled.verdict is Outcome.INCONCLUSIVE
     assert "warm-up" in unsettled.reason
 
 
+def test_slow_requests_in_one_burst_are_one_event() -> None:
+    """A machine that is slow for a while says little about how often it is slow."""
+    samples = built.latency([10.0] * 900 + [30.0] * 100)
+    verdict = judge(Gates(latency=(LatencyGate(percentile=99, max_ms=20),)), built.evidence(latencies=(samples,)))[0]
+    assert verdict.verdict is Outcome.INCONCLUSIVE
+    assert "come in bursts" in verdict.reason
+
+
 def test_a_slow_tail_near_the_limit_says_how_many_requests_settle_it() -> None:
-    samples = built.latency([10.0] * 995 + [30.0] * 5)
-    verdict = judge(Gates(latency=LatencyGate(percentile=99, max_ms=20)), built.evidence(latency=samples))[0]
+    samples = built.latency(([10.0] * 199 + [30.0]) * 5)
+    verdict = judge(Gates(latency=(LatencyGate(percentile=99, max_ms=20),)), built.evidence(latencies=(samples,)))[0]
     assert verdict.verdict is Outcome.INCONCLUSIVE
     assert verdict.num_needed is not None
     assert verdict.num_needed > 1307
@@ -252,12 +260,14 @@ def test_a_slow_tail_near_the_limit_says_how_many_requests_settle_it() -> None:
 
 def test_a_busy_machine_fails_nobody() -> None:
     samples = built.latency([30.0] * 700, cpu_share=0.4)
-    verdict = judge(Gates(latency=LatencyGate(percentile=99, max_ms=20)), built.evidence(latency=samples))[0]
+    verdict = judge(Gates(latency=(LatencyGate(percentile=99, max_ms=20),)), built.evidence(latencies=(samples,)))[0]
     assert verdict.verdict is Outcome.INCONCLUSIVE
     assert "waited 60% of the time for a processor" in verdict.reason
     slow_itself = built.latency([60.0] * 700, cpu_share=0.4)
     assert (
-        judge(Gates(latency=LatencyGate(percentile=99, max_ms=20)), built.evidence(latency=slow_itself))[0].verdict
+        judge(Gates(latency=(LatencyGate(percentile=99, max_ms=20),)), built.evidence(latencies=(slow_itself,)))[
+            0
+        ].verdict
         is Outcome.FAIL
     )
 
@@ -265,7 +275,7 @@ def test_a_busy_machine_fails_nobody() -> None:
 def test_speed_has_three_outcomes() -> None:
     def verdict(ratio: float, **parts: object) -> Verdict:
         turns = built.duet(ratio, **parts)  # type: ignore[arg-type]
-        return judge(Gates(speed=SpeedGate(min_speedup=2.0)), built.evidence(duet=turns))[0]
+        return judge(Gates(speed=SpeedGate(min_speedup=2.0)), built.evidence(duets=(turns,)))[0]
 
     assert verdict(2.1).verdict is Outcome.PASS
     assert f"measured on {built.MACHINE.cpu}, {built.MACHINE.num_cpus} CPU" in verdict(2.1).reason
@@ -273,7 +283,10 @@ def test_speed_has_three_outcomes() -> None:
     near = verdict(1.995, noise=0.1)
     assert near.verdict is Outcome.INCONCLUSIVE
     assert near.num_needed is not None
-    assert verdict(3.0, num_pairs=10).verdict is Outcome.INCONCLUSIVE
+    few = verdict(3.0, num_sessions=3)
+    assert few.verdict is Outcome.INCONCLUSIVE
+    assert "3 sessions are too few, needs ≥ 5" in few.reason
+    assert verdict(3.0, num_sessions=6, session_pairs=3).verdict is Outcome.INCONCLUSIVE
     assert verdict(3.0, is_settled=False).verdict is Outcome.INCONCLUSIVE
 
 
@@ -296,6 +309,20 @@ def test_overall_is_the_worst_and_nothing_is_no_pass() -> None:
         {"size": {"max_mb": 0}},
         {"latency": {"percentile": 100, "max_ms": 5}},
         {"latency": {"max_ms": 5, "scenario": "server"}},
+        {"latency": {"max_ms": 5, "rate": 10}},
+        {"latency": [{"max_ms": 5}, {"max_ms": 6}]},
+        {"latency": 5},
+        {"accuracy": [{"max_drop": 0.01}, {"min": 0.9}]},
+        {"accuracy": {"metric": "mcc"}},
+        {"flips": {"max_rate": 0}},
+        {"divergence": {"max_mean_kl": float("inf")}},
+        {"regression": {"max_slowdown": -0.1}},
+        {"regression": {"of": "wall"}},
+        {"devices": {"*": {"regression": {"max_growth": 0.1}}}},
+        {"devices": {"*": {"regression": {"max_slowdown": 0.1, "max_drop": 0.1}}}},
+        {"devices": {"*": {}}},
+        {"devices": {"": {"cpu": {"max_ms": 5}}}},
+        {"devices": {"*": {"size": {"max_mb": 5}}}},
         {"speed": {"min_speedup": 2, "max_drop": 1}},
         {"speeed": {"min_speedup": 2}},
     ],

@@ -73,10 +73,8 @@ def test_code_digest_sees_a_change_in_an_imported_module(tmp_path: Path, monkeyp
     """The digest of the stage covers what it imports inside functions."""
     script = "from edgesmith.store import code_digest; print(code_digest('edgesmith.cli'))"
     for folder in ("before", "after"):
-        package = tmp_path / folder / "edgesmith"
-        package.mkdir(parents=True)
-        for source in Path(__file__).parents[2].joinpath("edgesmith").glob("*.py"):
-            (package / source.name).write_bytes(source.read_bytes())
+        source = Path(__file__).parents[2] / "edgesmith"
+        shutil.copytree(source, tmp_path / folder / "edgesmith", ignore=shutil.ignore_patterns("__pycache__"))
     console = tmp_path / "after" / "edgesmith" / "console.py"
     console.write_text(console.read_text() + "# changed\n")
     digests = [

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from edgesmith.artifact import Artifact, Signature, TensorSpec, open_artifact, w
 from edgesmith.errors import ArtifactError, UnsupportedError, UsageError
 from edgesmith.tasks import load_task
 from serve.runtime import EngineOptions, open_engine
+from serve.runtime.onnx_engine import OnnxEngine
 from tests.serve.models_built import affine, classifier, external_tensor, save, write
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -53,6 +55,24 @@ def test_closed_engine_refuses_to_run_and_may_be_closed_again(affine_artifact: A
     engine.close()
     with pytest.raises(UsageError, match="closed"):
         engine.run({"x": X})
+
+
+def test_a_trace_tells_every_run_and_the_shapes_of_weights_that_are_not_packed(
+    affine_artifact: Artifact, tmp_path: Path
+) -> None:
+    engine = open_engine(affine_artifact, EngineOptions(profile_to=tmp_path, packs_weights=False))
+    assert isinstance(engine, OnnxEngine)
+    for _ in range(3):
+        np.testing.assert_allclose(engine.run({"x": X})["y"], X @ WEIGHT + 1)
+    trace = engine.end_profile()
+    assert trace.parent == tmp_path
+    events = json.loads(trace.read_text())
+    assert sum(event["name"] == "model_run" for event in events) == 3
+    products = [event["args"] for event in events if event["args"].get("op_name") in ("MatMul", "Gemm")]
+    assert [{"float": [4, 3]} in product["input_type_shape"] for product in products] == [True] * 3
+    engine.close()
+    with pytest.raises(UsageError, match="closed"):
+        engine.end_profile()
 
 
 @pytest.mark.parametrize("threads", [0, -1])

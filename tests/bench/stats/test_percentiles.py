@@ -42,11 +42,17 @@ def test_clopper_pearson_is_the_beta_quantile(n: int, share: float) -> None:
     assert upper == pytest.approx(1 if k == n else beta.ppf(0.975, k + 1, n - k), abs=1e-8)
 
 
-@pytest.mark.parametrize("degrees", [5, 8, 20, 100])
-@pytest.mark.parametrize("probability", [0.9, 0.95, 0.975, 0.99])
-def test_t_quantile_is_within_one_per_cent_of_scipys(probability: float, degrees: int) -> None:
-    assert t_quantile(probability, degrees) == pytest.approx(t.ppf(probability, degrees), rel=0.01)
+@pytest.mark.parametrize("degrees", [1, 2, 3, 5, 9.5, 30, 1e4])
+@pytest.mark.parametrize("probability", [0.01, 0.5, 0.9, 0.95, 0.99, 0.9999])
+def test_t_quantile_is_scipys(probability: float, degrees: float) -> None:
+    assert t_quantile(probability, degrees) == pytest.approx(t.ppf(probability, degrees), rel=1e-8, abs=1e-12)
     assert normal_quantile(probability) == pytest.approx(norm.ppf(probability), abs=1e-12)
+
+
+@pytest.mark.parametrize(("probability", "degrees"), [(0.0, 3), (1.0, 3), (0.9, 0)])
+def test_t_quantile_refuses_what_has_none(probability: float, degrees: float) -> None:
+    with pytest.raises(ValueError, match="no quantile"):
+        t_quantile(probability, degrees)
 
 
 @given(st.integers(1, 4000), st.sampled_from([50.0, 90.0, 99.0]), st.sampled_from([0.9, 0.95, 0.99]))
@@ -83,3 +89,30 @@ def test_upper_bound_is_below_the_true_percentile_no_more_often_than_promised() 
         (bound_percentile(rng.lognormal(size=200), 90, 0.95).upper or np.inf) < truth for _ in range(num_trials)
     )
     assert misses <= binom.ppf(0.999, num_trials, 0.05)
+
+
+@given(st.integers(1, 4000), st.floats(1, 50), st.sampled_from([50.0, 90.0, 99.0]))
+def test_dependence_only_widens_the_bounds_and_leaves_the_estimate(n: int, inflation: float, percentile: float) -> None:
+    samples = np.arange(1, n + 1)
+    plain, discounted = (
+        bound_percentile(samples, percentile, 0.95),
+        bound_percentile(samples, percentile, 0.95, inflation),
+    )
+    assert discounted.estimate == plain.estimate
+    assert discounted.upper is None or (plain.upper is not None and discounted.upper >= plain.upper)
+    assert discounted.lower is None or (plain.lower is not None and discounted.lower <= plain.lower)
+    assert (discounted.upper is not None) == (n >= discounted.num_required)
+
+
+def test_failures_count_as_over_every_limit() -> None:
+    samples = np.concatenate([np.ones(970), np.full(30, np.inf)])
+    bounds = bound_percentile(samples, 99, 0.95)
+    assert (bounds.estimate, bounds.lower, bounds.upper) == (np.inf, np.inf, np.inf)
+    assert bound_percentile(samples, 90, 0.95).upper == 1
+
+
+def test_a_sample_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        bound_percentile([1.0, np.nan], 50, 0.9)
+    with pytest.raises(ValueError, match="below 1"):
+        bound_percentile([1.0, 2.0], 50, 0.9, 0.5)

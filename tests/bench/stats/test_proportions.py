@@ -39,7 +39,7 @@ def test_score_bounds_are_where_the_score_test_of_the_likelihood_turns(
 
         def cost(gained_rate: float, drop: float = drop) -> float:
             rates = gained_rate + drop, gained_rate, 1 - 2 * gained_rate - drop
-            return -sum(xlogy(*pair) for pair in zip((num_lost, num_gained, num_agree), rates, strict=True))
+            return -float(sum(xlogy(*pair) for pair in zip((num_lost, num_gained, num_agree), rates, strict=True)))
 
         limits = max(0.0, -drop) + 1e-12, (1 - drop) / 2 - 1e-12
         rate = minimize_scalar(cost, bounds=limits, method="bounded", options={"xatol": 1e-12}).x

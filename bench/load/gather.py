@@ -1,0 +1,113 @@
+"""Workers' recordings as one result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.conditions import Conditions
+from bench.histogram import Histogram
+from bench.load.plan import LoadPlan
+from bench.load.recording import COLUMNS, Recording
+from bench.load.result import Failure, LoadResult
+from bench.load.target import Target
+from bench.machine import Machine
+
+__all__ = ["gather"]
+
+
+def gather(
+    plan: LoadPlan,
+    target: Target,
+    recordings: Sequence[Recording],
+    *,
+    stopped_because: str,
+    notes: Sequence[str],
+    machine: Machine,
+    conditions: Conditions | None,
+) -> LoadResult:
+    """Merge what the workers recorded.
+
+    Args:
+        plan: The load.
+        target: What was sent.
+        recordings: Of the workers that reported at all.
+        stopped_because: Why the load is not complete; empty if it is.
+        notes: What the user should know.
+        machine: Of this process.
+        conditions: While the load ran.
+    """
+    rows, failures = _merge_rows(recordings)
+    rows = rows[np.argsort(rows[:, 0], kind="stable")]
+    columns = {name: np.ascontiguousarray(rows[:, index]) for index, name in enumerate(COLUMNS)}
+    is_stream = bool(target.contract.get("is_stream"))
+    histogram, lag_histogram = _merge_histograms(recordings)
+    states = [recording.state for recording in recordings]
+    num_requests = sum(int(state["num_requests"]) for state in states)
+    cpu_ns = sum(int(state["cpu_ns"]) for state in states)
+    gaps = [recording.gaps for recording in recordings]
+    dropped = num_requests - len(rows)
+    said = [*target.notes, *notes, *(note for state in states for note in state["notes"])]
+    if dropped:
+        said.append(f"{dropped:,} of {num_requests:,} requests are in the histogram only, not one by one")
+    return LoadResult(
+        url=plan.url,
+        protocol=target.protocol,
+        payload=target.payload,
+        server=dict(target.server),
+        shape=plan.shape,
+        seed=plan.seed,
+        num_workers=plan.num_workers,
+        timeout_s=plan.timeout_s,
+        limit_ms=plan.limit_ms,
+        limit_percentile=plan.limit_percentile,
+        start_ns=columns["start_ns"],
+        wall_ns=columns["wall_ns"],
+        lag_ns=columns["lag_ns"],
+        outcome=columns["outcome"],
+        ttft_ns=columns["ttft_ns"] if is_stream else None,
+        num_tokens=columns["num_tokens"] if is_stream else None,
+        itl_ns=np.concatenate(gaps) if is_stream and gaps else np.empty(0, np.int64) if is_stream else None,
+        failures=failures,
+        histogram=histogram,
+        lag_histogram=lag_histogram,
+        num_requests=num_requests,
+        num_not_sent=sum(int(state["num_not_sent"]) for state in states),
+        client_cpu_us=cpu_ns / num_requests / 1e3 if num_requests else 0.0,
+        max_in_flight=max((int(state["max_in_flight"]) for state in states), default=0),
+        num_connections=sum(int(state["num_connections"]) for state in states),
+        is_complete=not stopped_because,
+        stopped_because=stopped_because,
+        notes=tuple(dict.fromkeys(said)),
+        machine=machine,
+        conditions=conditions,
+    )
+
+
+def _merge_rows(recordings: Sequence[Recording]) -> tuple[NDArray[np.int64], tuple[Failure, ...]]:
+    """Put all rows together, the outcomes' codes meaning the same in all."""
+    failures: dict[str, Failure] = {}
+    parts = [np.empty((0, len(COLUMNS)), np.int64)]
+    outcome = COLUMNS.index("outcome")
+    for recording in recordings:
+        codes = [0]
+        for name, count, sample in recording.state["failures"]:
+            known = failures.setdefault(name, Failure(name=name, count=0, sample=sample))
+            failures[name] = replace(known, count=known.count + count)
+            codes.append(list(failures).index(name) + 1)
+        rows = recording.rows.copy()
+        rows[:, outcome] = np.array(codes)[rows[:, outcome]]
+        parts.append(rows)
+    return np.concatenate(parts), tuple(failures.values())
+
+
+def _merge_histograms(recordings: Sequence[Recording]) -> tuple[Histogram, Histogram]:
+    """Add up the workers' histograms of durations and of lags."""
+    merged = Histogram(), Histogram()
+    for recording in recordings:
+        for total, part in zip(merged, recording.histograms(), strict=True):
+            total.merge(part)
+    return merged

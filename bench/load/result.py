@@ -1,0 +1,299 @@
+"""What a load test saw: every request from when it was to be sent, failures included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.conditions import Conditions
+from bench.histogram import Histogram
+from bench.load.schedule import Shape
+from bench.load.summary import PERCENTILES, summarize, summarize_streams
+from bench.load.timeline import Second, count_seconds
+from bench.machine import Machine
+from bench.raw import columns_to_bytes, damage_errors, pretty_json, read_columns, read_json
+from bench.stats.dependence import percentile_inflation
+from bench.stats.percentiles import PercentileBounds, bound_percentile
+from edgesmith.files import atomic_write
+
+__all__ = ["LOAD", "Failure", "LoadResult"]
+
+LOAD = "load.json"
+SAMPLES = "load_ns.csv.gz"
+GAPS = "load_itl_ns.csv.gz"
+_MAX_LAG_NS = 1_000_000
+_MAX_LAG_SHARE = 0.05
+_COLUMNS = ("start_ns", "wall_ns", "lag_ns", "outcome")
+_STREAM_COLUMNS = ("ttft_ns", "num_tokens")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Requests that failed in one way."""
+
+    name: str
+    """Such as `time-out`, `refused`, `http 503`, `wrong shape`."""
+    count: int
+    sample: str
+    """What the first of them was."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadResult:
+    """Samples of one load test."""
+
+    url: str
+    protocol: str
+    payload: str
+    """What the requests held, in words."""
+    server: Mapping[str, Any]
+    """What the server said of itself and its model."""
+    shape: Shape
+    seed: int
+    num_workers: int
+    timeout_s: float
+    limit_ms: float | None
+    limit_percentile: float
+
+    start_ns: NDArray[np.int64]
+    """Intended start of each request since the run's begin, ascending, of shape [n]."""
+    wall_ns: NDArray[np.int64]
+    """From the intended start to the last byte of the answer, or to the failure; of shape [n]."""
+    lag_ns: NDArray[np.int64]
+    """From the intended start to the sending: what the load generator itself added; of shape [n]."""
+    outcome: NDArray[np.int64]
+    """0 for a right answer, else 1 + the place in `failures`; of shape [n]."""
+    ttft_ns: NDArray[np.int64] | None
+    """From the intended start to the first token, -1 where there was none; of shape [n]. None if nothing streamed."""
+    num_tokens: NDArray[np.int64] | None
+    """Pieces of text of each stream, of shape [n]."""
+    itl_ns: NDArray[np.int64] | None
+    """Time between successive tokens of all streams that ended well."""
+    failures: tuple[Failure, ...]
+    histogram: Histogram
+    """Of the right answers' `wall_ns`, merged from all workers."""
+    lag_histogram: Histogram
+    num_requests: int
+    """All that came due, those that are in the histograms only included."""
+    num_not_sent: int
+    """Of the failures, those that were never sent because too many requests were waiting for an answer."""
+    client_cpu_us: float
+    """CPU time that the load generator spent on a request, in microseconds."""
+    max_in_flight: int
+    """Most requests of one worker that waited for an answer at once."""
+    num_connections: int
+    is_complete: bool
+    """Whether every planned request came due: no worker was lost and nobody stopped the load."""
+    stopped_because: str
+    """Why it is not complete."""
+    notes: tuple[str, ...]
+    machine: Machine
+    """On which the load generator ran."""
+    conditions: Conditions | None = None
+
+    @property
+    def num_failed(self) -> int:
+        """Requests without a right answer."""
+        return sum(failure.count for failure in self.failures)
+
+    @property
+    def num_ok(self) -> int:
+        """Requests with a right answer."""
+        return self.num_requests - self.num_failed
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether every request was kept; if not, the percentiles are the histogram's."""
+        return len(self.wall_ns) == self.num_requests
+
+    @property
+    def rate(self) -> float:
+        """Requests a second that were asked for, averaged over the run."""
+        return self.shape.mean_rate
+
+    @property
+    def rate_sent(self) -> float:
+        """Requests a second that were sent in the time asked for, averaged over the run."""
+        return (self.num_requests - self.num_not_sent) / self.shape.seconds
+
+    @property
+    def duration_s(self) -> float:
+        """How long requests were to be sent, in seconds."""
+        return self.shape.seconds
+
+    @property
+    def lag_p99_ns(self) -> int:
+        """Delay that 99 % of the sendings did not exceed, in nanoseconds; 0 if nothing was sent."""
+        return self.lag_histogram.percentile(99.0) if self.lag_histogram.num_samples else 0
+
+    @property
+    def max_lag_ns(self) -> int:
+        """What `lag_p99_ns` may be: 1 ms, or 5 % of the limit if that is more."""
+        return max(_MAX_LAG_NS, int(_MAX_LAG_SHARE * (self.limit_ms or 0.0) * 1e6))
+
+    @property
+    def is_open_loop_kept(self) -> bool:
+        """Whether the server met the load that was asked for; if not, the run proves nothing."""
+        return not self.why_not_kept
+
+    @property
+    def why_not_kept(self) -> str:
+        """Why the server did not meet the load that was asked for; empty if it did."""
+        if not self.is_complete:
+            return f"the load is not complete: {self.stopped_because}"
+        if self.lag_p99_ns > self.max_lag_ns:
+            return (
+                f"1 % of the requests left more than {self.lag_p99_ns / 1e6:.2f} ms late, and "
+                f"{self.max_lag_ns / 1e6:g} ms are allowed: the load generator was too slow"
+            )
+        return ""
+
+    def count_over(self, limit_ms: float) -> int:
+        """Requests over a limit in milliseconds, every failure included."""
+        if self.is_sampled:
+            return int(((self.wall_ns > limit_ms * 1e6) | (self.outcome != 0)).sum())
+        return self.histogram.count_over(int(limit_ms * 1e6)) + self.num_failed
+
+    def percentile(self, percentile: float, confidence: float = 0.99) -> PercentileBounds:
+        """Bound a percentile of the latency, in milliseconds; a failure is later than any limit, so infinite.
+
+        Requests that depend on each other, as those behind one stall, count for fewer. Of a load too long to keep
+        every request, the histogram gives the percentiles and the kept requests the dependence.
+
+        Args:
+            percentile: In per cent, in (0, 100).
+            confidence: Of each bound on its own.
+        """
+        kept_ms = self._wall_ms()
+        inflation = percentile_inflation(kept_ms, percentile)
+        if self.is_sampled:
+            return bound_percentile(kept_ms, percentile, confidence, inflation)
+        with_failures = Histogram()
+        with_failures.merge(self.histogram)
+        with_failures.counts[-1] += self.num_failed  # the last bucket is over every limit
+        return _in_ms(with_failures.bounds(percentile, confidence, inflation))
+
+    def percentiles(self, confidence: float = 0.99) -> tuple[PercentileBounds, ...]:
+        """Bound the usual percentiles of the latency, in milliseconds."""
+        return tuple(self.percentile(percentile, confidence) for percentile in PERCENTILES)
+
+    def timeline(self) -> tuple[Second, ...]:
+        """Give what happened in each second, by intended start; of the kept requests."""
+        return count_seconds(self.start_ns, self.wall_ns, self.outcome, seconds=self.shape.seconds)
+
+    def stream_summary(self) -> dict[str, Any] | None:
+        """Give time to the first token and between tokens, JSON-able, in milliseconds; None if nothing streamed."""
+        return summarize_streams(self)
+
+    def _wall_ms(self) -> NDArray[np.float64]:
+        return np.where(self.outcome == 0, self.wall_ns / 1e6, np.inf)
+
+    def summary(self) -> dict[str, Any]:
+        """Give the figures without the samples, JSON-able. An unsupported or infinite percentile is null."""
+        return summarize(self)
+
+    def save(self, folder: Path) -> None:
+        """Write `load.json` and the samples into a folder.
+
+        Raises:
+            StorageError: The folder cannot be written.
+        """
+        columns = {name: getattr(self, name) for name in _COLUMNS}
+        if self.ttft_ns is not None and self.num_tokens is not None and self.itl_ns is not None:
+            columns |= {name: getattr(self, name) for name in _STREAM_COLUMNS}
+            atomic_write(folder / GAPS, columns_to_bytes({"itl_ns": self.itl_ns}))
+        atomic_write(folder / SAMPLES, columns_to_bytes(columns))
+        seconds = [asdict(second) for second in self.timeline()]
+        histograms = {"histogram": self.histogram.encode(), "lag_histogram": self.lag_histogram.encode()}
+        value = {"schema_version": 1} | self.summary() | {"timeline": seconds} | histograms
+        atomic_write(folder / LOAD, pretty_json(value))
+
+    @classmethod
+    def load(cls, folder: Path) -> LoadResult:
+        """Read what `save` wrote.
+
+        Raises:
+            UsageError: The folder holds no load test.
+            ArtifactError: It is damaged.
+        """
+        value = read_json(folder / LOAD, mend="Make one with `edgesmith load`.")
+        samples = read_columns(folder / SAMPLES)
+        with damage_errors(folder / LOAD):
+            is_stream = value["streams"] is not None
+            plain: dict[str, Any] = {name: value[name] for name in _PLAIN}
+            result = cls(
+                **plain,
+                start_ns=samples["start_ns"],
+                wall_ns=samples["wall_ns"],
+                lag_ns=samples["lag_ns"],
+                outcome=samples["outcome"],
+                ttft_ns=samples["ttft_ns"] if is_stream else None,
+                num_tokens=samples["num_tokens"] if is_stream else None,
+                shape=Shape.from_json(value["shape"]),
+                itl_ns=read_columns(folder / GAPS)["itl_ns"] if is_stream else None,
+                failures=tuple(Failure(**failure) for failure in value["failures"]),
+                histogram=Histogram.decode(value["histogram"]),
+                lag_histogram=Histogram.decode(value["lag_histogram"]),
+                notes=tuple(value["notes"]),
+                machine=Machine.from_json(value["machine"]),
+                conditions=None if value["conditions"] is None else Conditions.from_json(value["conditions"]),
+            )
+            _check(result, value)
+            return result
+
+
+_PLAIN = (
+    "url",
+    "protocol",
+    "payload",
+    "server",
+    "seed",
+    "num_workers",
+    "timeout_s",
+    "limit_ms",
+    "limit_percentile",
+    "num_requests",
+    "num_not_sent",
+    "client_cpu_us",
+    "max_in_flight",
+    "num_connections",
+    "is_complete",
+    "stopped_because",
+)
+
+
+def _check(result: LoadResult, value: Mapping[str, Any]) -> None:
+    """Refuse parts that contradict each other.
+
+    Raises:
+        ValueError: They do.
+    """
+    n = len(result.wall_ns)
+    if value["num_samples"] != n or n > result.num_requests:
+        raise ValueError(f"{n} samples of {result.num_requests} requests instead of {value['num_samples']}")
+    if n and (result.outcome.min() < 0 or result.outcome.max() > len(result.failures)):
+        raise ValueError("an outcome that is no failure's")
+    if min((failure.count for failure in result.failures), default=1) < 1:
+        raise ValueError("a failure that nothing met")
+    if result.histogram.num_samples != result.num_ok:
+        raise ValueError(f"{result.histogram.num_samples} in the histogram, {result.num_ok} right answers")
+    if result.is_sampled:
+        counts = np.bincount(result.outcome, minlength=len(result.failures) + 1)[1:]
+        if counts.tolist() != [failure.count for failure in result.failures]:
+            raise ValueError("the samples' failures are not those counted")
+    if n and ((np.diff(result.start_ns) < 0).any() or result.wall_ns.min() <= 0 or result.lag_ns.min() < 0):
+        raise ValueError("requests out of order, or times that are not positive")
+
+
+def _in_ms(bounds: PercentileBounds) -> PercentileBounds:
+    """Turn bounds in nanoseconds into milliseconds."""
+
+    def scaled(value: float | None) -> float | None:
+        return None if value is None else value / 1e6
+
+    return replace(bounds, estimate=scaled(bounds.estimate), lower=scaled(bounds.lower), upper=scaled(bounds.upper))

@@ -1,0 +1,148 @@
+"""Figures as the report writes them, and the comparisons that it adds to what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bench.stats.percentiles import PercentileBounds
+from bench.stats.resampling import Bounds
+from bench.verdict import Rounding, show
+
+if TYPE_CHECKING:
+    from bench.accuracy import Evaluation
+    from bench.conditions import Conditions
+
+__all__ = [
+    "CONFIDENCE",
+    "MB",
+    "bound_change",
+    "count",
+    "largest",
+    "meanwhile",
+    "show_bounds",
+    "show_change",
+    "show_ms",
+    "show_percentile",
+    "show_points",
+    "show_rate",
+    "show_short",
+    "times",
+]
+
+MB = 1_000_000
+CONFIDENCE = 0.975
+"""Of each side of an interval that the report adds itself: 95 % between its two bounds."""
+
+
+def show_short(value: float, digits: int = 3) -> str:
+    """Write a figure with so many significant digits, and never fewer than its whole part has.
+
+    >>> show_short(1234.5), show_short(12.345), show_short(0.01234)
+    ('1,234', '12.3', '0.0123')
+    """
+    if value == 0 or not np.isfinite(value):
+        return f"{value:g}"
+    places = max(0, digits - 1 - int(np.floor(np.log10(abs(value)) + 1e-12)))
+    return f"{value:,.{places}f}".replace("-", "−")
+
+
+def show_ms(value: float | None) -> str | None:
+    """Write milliseconds; None stays None."""
+    return None if value is None else f"{show(value)} ms" if value < 100 else f"{value:,.0f} ms"
+
+
+def show_points(value: float) -> str:
+    """Write a change of a metric in points of a hundred, with its sign."""
+    shown = show(100 * value)
+    return f"{'+' if value > 0 and shown.strip('0.') else ''}{shown}".replace("-", "−")
+
+
+def show_change(bounds: Bounds) -> str:
+    """Write a change with its interval, in points."""
+    lower = show(100 * bounds.lower, rounding="down").replace("-", "−")
+    upper = show(100 * bounds.upper, rounding="up").replace("-", "−")
+    return f"{show_points(bounds.estimate)} ({lower} to {upper})"
+
+
+def show_bounds(bounds: Bounds, *, factor: float = 1.0, unit: str = "") -> str:
+    """Write an estimate and its bounds, rounded outwards."""
+    lower = show(factor * bounds.lower, rounding="down")
+    upper = show(factor * bounds.upper, rounding="up")
+    return f"{show(factor * bounds.estimate)}{unit} ({lower} to {upper})".replace("-", "−")
+
+
+def show_percentile(bounds: PercentileBounds, limit: float | None = None) -> str:
+    """Write a percentile with its bounds; what the samples do not support is said, never guessed.
+
+    Args:
+        bounds: In milliseconds.
+        limit: That no figure is rounded onto or across.
+    """
+    if bounds.estimate is None:
+        return f"needs ≥ {bounds.num_required:,} requests"
+    lower = None if bounds.lower is None else _finite(bounds.lower, limit, "down")
+    if bounds.upper is None:
+        known = f"at least {lower}" if lower else "no bound"
+        return f"{_finite(bounds.estimate, limit, 'near')} ({known}; needs ≥ {bounds.num_required:,})"
+    return f"{_finite(bounds.estimate, limit, 'near')} ({lower or '–'} to {_finite(bounds.upper, limit, 'up')})"
+
+
+def _finite(value: float, limit: float | None, rounding: Rounding) -> str:
+    return show(value, limit, rounding=rounding) if np.isfinite(value) else "failed"
+
+
+def times(before: float | None, after: float | None, less: str = "less", more: str = "more") -> str | None:
+    """Write a ratio as `3.95× less` or `1.20× more`; None where there is none."""
+    if not before or not after:
+        return None
+    return f"{show(before / after)}× {less}" if before >= after else f"{show(after / before)}× {more}"
+
+
+def bound_change(metric: str, artifact: Evaluation, baseline: Evaluation) -> Bounds | None:
+    """Bound artifact − baseline of a metric on the same examples, each side at 97.5 %.
+
+    Args:
+        metric: One that both have.
+        artifact: Evaluated on the examples of `baseline`.
+        baseline: What the change is measured from.
+
+    Returns:
+        The change in the metric's unit, or None where the examples differ.
+    """
+    from bench.accuracy_bounds import bound_drop_of
+
+    is_paired = artifact.data_digest == baseline.data_digest and artifact.num_examples == baseline.num_examples
+    if not is_paired or artifact.num_examples < 2:
+        return None
+    loss = bound_drop_of(metric, artifact, baseline, margin=0.0, confidence=CONFIDENCE)
+    sign = -1.0 if artifact.higher_is_better.get(metric, True) else 1.0
+    lower, upper = sorted((sign * loss.lower, sign * loss.upper))
+    change = artifact.metrics[metric] - baseline.metrics[metric]
+    return Bounds(estimate=change, lower=min(lower, change), upper=max(upper, change), confidence=CONFIDENCE)
+
+
+def largest(values: Sequence[float]) -> float:
+    """Give the largest value, at least a tiny one, to divide by."""
+    return max([*values, 1e-12])
+
+
+def show_rate(value: float) -> str:
+    """Write a rate: whole numbers from a hundred on."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}"
+
+
+def count(number: int, noun: str) -> str:
+    """Write a number of things.
+
+    >>> count(1, "thread"), count(2000, "round")
+    ('1 thread', '2,000 rounds')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def meanwhile(conditions: Conditions | None) -> str:
+    """Say what the machine did besides; nothing where it was not watched."""
+    return f" Meanwhile: {conditions.summary}." if conditions is not None else ""

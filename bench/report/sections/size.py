@@ -1,0 +1,170 @@
+"""How large an artifact is and what fills it; how long it takes to start and how much memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from bench.report.blocks import Block, Cell, Figure, Mono, Section, Table, Text, keep_filled
+from bench.report.data import ReleaseReport, TargetReport
+from bench.report.figures import MB, count, meanwhile, show_ms, show_short, times
+from bench.report.plots import Part, plot_stacks
+from bench.verdict import show
+
+if TYPE_CHECKING:
+    from bench.start import Start
+    from bench.tensor_sizes import TensorSizes
+
+__all__ = ["show_size", "show_sizes", "show_start"]
+
+_STEPS = ("startup_cpu_ms", "verify_ms", "load_ms", "first_run_ms")
+_STEP_NAMES = ("interpreter and imports", "check of the files", "opening the model", "first answer")
+_COLOURS = (
+    ("embeddings, int", 0),
+    ("embeddings, uint", 0),
+    ("embeddings", 4),
+    ("scales", 3),
+    ("int", 1),
+    ("weights", 2),
+    ("model", 2),
+    ("tokenizer", 5),
+    ("graph", 6),
+)
+_OTHERS = 7
+
+
+def show_sizes(report: ReleaseReport) -> list[Block]:
+    """All models' files by kind of tensor, baselines first; nothing where they were not looked into."""
+    bars: dict[str, tuple[str, TensorSizes]] = {}
+    for target in report.targets:
+        if target.baseline is not None and target.baseline_tensors is not None:
+            bars.setdefault(target.baseline.digest, (target.baseline.name, target.baseline_tensors))
+    for target in report.targets:
+        if target.tensors is not None:
+            bars[target.artifact.digest] = (target.name, target.tensors)
+    if not bars:
+        return []
+    kinds = _all_kinds([sizes for _, sizes in bars.values()])
+    colours = _colours(kinds)
+    stacks = [
+        (
+            name,
+            [
+                Part(name=kind, value=sizes.kinds[kind] / MB, colour=colours[kind])
+                for kind in kinds
+                if kind in sizes.kinds
+            ],
+        )
+        for name, sizes in bars.values()
+    ]
+    svg = plot_stacks("Bytes by kind", stacks, lambda value: f"{show_short(value)} MB", axis="MB of 1,000,000 bytes")
+    rows: list[tuple[Cell | None, ...]] = [
+        (kind, *(_megabytes(sizes.kinds.get(kind)) for _, sizes in bars.values())) for kind in kinds
+    ]
+    rows.append(("all files", *(_megabytes(sizes.total_bytes) for _, sizes in bars.values())))
+    table = keep_filled(("what the files hold, MB", *(name for name, _ in bars.values())), rows)
+    return [Figure(caption="What the files hold.", svg=svg), *([table] if table else [])]
+
+
+def _megabytes(num_bytes: int | None) -> str | None:
+    return None if num_bytes is None else f"{num_bytes / MB:,.3f}"
+
+
+def _all_kinds(sizes: Sequence[TensorSizes]) -> list[str]:
+    """The kinds of all models, those of the same sort together, in the order that each model has."""
+    kinds: list[str] = []
+    for one in sizes:
+        place = 0
+        for kind in one.kinds:
+            if kind in kinds:
+                place = kinds.index(kind) + 1
+            else:
+                kinds.insert(place, kind)
+                place += 1
+    return kinds
+
+
+def _colours(kinds: Sequence[str]) -> Mapping[str, int]:
+    """Embeddings, weights, tokenizer in colours that differ most; the small rest in the last one."""
+    picked: dict[str, int] = {}
+    for kind in kinds:
+        picked[kind] = next((colour for word, colour in _COLOURS if word in kind), _OTHERS)
+    return picked
+
+
+def show_size(target: TargetReport) -> Section | None:
+    """Files and download beside the baseline's, and the largest tensors."""
+    rows: list[tuple[Cell | None, ...]] = []
+    theirs, ours = target.baseline, target.artifact
+    for name, before, after in (
+        ("model file", theirs.model_bytes if theirs else None, ours.model_bytes),
+        ("all files", theirs.total_bytes if theirs else None, ours.total_bytes),
+        (
+            "download, one compressed stream",
+            target.baseline_footprint.download_bytes if target.baseline_footprint else None,
+            target.footprint.download_bytes if target.footprint else None,
+        ),
+    ):
+        if after is not None:
+            shown = None if before is None else f"{show(before / MB)} MB"
+            rows.append(
+                (name, shown, f"{show(after / MB)} MB", f"{after:,}", times(before, after, "smaller", "larger"))
+            )
+    table = keep_filled(("size", "baseline", "artifact", "bytes", "artifact is"), rows)
+    blocks: list[Block] = [table] if table else []
+    if target.footprint is not None:
+        blocks.append(Text(f"Download: all files as one stream, {target.footprint.compression}."))
+    if target.tensors is not None and target.tensors.largest:
+        blocks.append(
+            Table(
+                head=("largest tensors", "kind", "shape", "MB"),
+                rows=tuple(
+                    (
+                        Mono(one.name),
+                        one.kind,
+                        " × ".join(f"{axis:,}" for axis in one.shape),
+                        f"{one.num_bytes / MB:,.3f}",
+                    )
+                    for one in target.tensors.largest[:8]
+                ),
+                num_text=2,
+            )
+        )
+    return Section(title="Size", level=3, blocks=tuple(blocks)) if blocks else None
+
+
+def show_start(target: TargetReport) -> Section | None:
+    """What happens from the start of a process to its first answer, and the memory that it takes."""
+    if not target.starts:
+        return None
+    rows: list[tuple[Cell | None, ...]] = []
+    bars = []
+    for ours in target.starts:
+        theirs = next((o for o in target.baseline_starts if o.machine.name == ours.machine.name), None)
+        for name, one in (("baseline", theirs), (target.name, ours)):
+            if one is not None:
+                rows.append((name, *_start_cells(one)))
+                bars.append((name, _start_parts(one)))
+    table = keep_filled(("fresh process", *_STEP_NAMES, "first answer after", "peak memory"), rows)
+    one = target.starts[0]
+    where = ", ".join(dict.fromkeys(start.machine.name for start in target.starts))
+    said = (
+        f"{one.engine}, {count(one.threads, 'thread')}; {where}; medians of {one.num_starts} fresh processes, "
+        f"memory the largest seen.{meanwhile(one.conditions)}"
+    )
+    svg = plot_stacks("Cold start", bars, lambda value: f"{value:,.0f} ms", axis="ms from the start of the process")
+    figure = Figure(caption="From the start of a process to its first answer.", svg=svg)
+    blocks: list[Block] = [Text(said), *([table] if table else []), figure]
+    return Section(title="Start and memory", level=3, blocks=tuple(blocks))
+
+
+def _start_cells(one: Start) -> tuple[str | None, ...]:
+    steps = (show_ms(float(getattr(one, step))) for step in _STEPS)
+    return (*steps, show_ms(one.cold_start_ms), f"{one.peak_rss_bytes / MB:,.0f} MB")
+
+
+def _start_parts(one: Start) -> list[Part]:
+    named = zip(_STEPS, _STEP_NAMES, strict=True)
+    return [
+        Part(name=name, value=float(getattr(one, step)), colour=colour) for colour, (step, name) in enumerate(named)
+    ]

@@ -1,0 +1,95 @@
+"""Metrics over classes for many confusion matrices at once: resampling asks for them a thousand times.
+
+Definitions are those of `edgesmith.tasks.scoring`. Legend: R resamples, L classes; rows are targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["CLASS_METRICS", "class_statistic"]
+
+_CHUNK_VALUES = 4_000_000
+
+Floats = NDArray[np.float64]
+
+
+def _macro(numerator_RL: Floats, denominator_RL: Floats, counts_RLL: Floats) -> Floats:
+    """Mean of the quotients over the classes that occur as target or answer; 0 where a denominator is 0."""
+    occurs = counts_RLL.sum(axis=1) + counts_RLL.sum(axis=2) > 0
+    values = np.divide(numerator_RL, denominator_RL, out=np.zeros_like(numerator_RL), where=denominator_RL > 0)
+    return np.asarray(values.sum(axis=1) / np.maximum(occurs.sum(axis=1), 1))
+
+
+def _diagonal(counts_RLL: Floats) -> Floats:
+    return np.diagonal(counts_RLL, axis1=1, axis2=2).astype(np.float64)
+
+
+def _f1_macro(counts_RLL: Floats) -> Floats:
+    return _macro(2 * _diagonal(counts_RLL), counts_RLL.sum(axis=1) + counts_RLL.sum(axis=2), counts_RLL)
+
+
+def _precision_macro(counts_RLL: Floats) -> Floats:
+    return _macro(_diagonal(counts_RLL), counts_RLL.sum(axis=1), counts_RLL)
+
+
+def _recall_macro(counts_RLL: Floats) -> Floats:
+    return _macro(_diagonal(counts_RLL), counts_RLL.sum(axis=2), counts_RLL)
+
+
+def _matthews(counts_RLL: Floats) -> Floats:
+    """Source: Gorodkin, "Comparing two K-category assignments by a K-category correlation coefficient" (2004)."""
+    true_RL, guessed_RL = counts_RLL.sum(axis=2), counts_RLL.sum(axis=1)
+    num_R = true_RL.sum(axis=1)
+    covariance = _diagonal(counts_RLL).sum(axis=1) * num_R - (true_RL * guessed_RL).sum(axis=1)
+    spread = (num_R**2 - (guessed_RL**2).sum(axis=1)) * (num_R**2 - (true_RL**2).sum(axis=1))
+    root = np.sqrt(np.maximum(spread, 0))
+    return np.asarray(np.divide(covariance, root, out=np.zeros_like(covariance), where=spread > 0))
+
+
+CLASS_METRICS: Mapping[str, Callable[[Floats], Floats]] = {
+    "f1_macro": _f1_macro,
+    "mcc": _matthews,
+    "precision_macro": _precision_macro,
+    "recall_macro": _recall_macro,
+}
+"""Metric → what computes it from counts of shape [R, L, L], target by answer, as float64 of shape [R]."""
+
+
+def class_statistic(
+    metric: str,
+    targets: ArrayLike,
+    answers: Sequence[ArrayLike],
+    combine: Callable[[Sequence[Floats]], Floats],
+) -> tuple[NDArray[np.int64], Callable[[Floats], Floats]]:
+    """Express a figure over one or several models' metrics by how many examples of each kind there are.
+
+    Args:
+        metric: Of `CLASS_METRICS`.
+        targets: Class of each example, of shape [n].
+        answers: For each model, its answer for each example, of shape [n].
+        combine: The models' metrics, of shape [R] each → the figure, of shape [R].
+
+    Returns:
+        Numbers of examples of each kind that occurs (same target, same answers), of shape [K], and the figure as a
+        function of such numbers of shape [R, K]: what `bootstrap_counts` takes.
+    """
+    columns = np.stack([np.asarray(column, dtype=np.int64) for column in (targets, *answers)])
+    num_classes = int(columns.max()) + 1
+    kinds, counts = np.unique(columns, axis=1, return_counts=True)
+    cells = [kinds[0] * num_classes + answer for answer in kinds[1:]]  # in a flattened confusion matrix
+    at_once = max(1, _CHUNK_VALUES // num_classes**2)
+
+    def of_model(numbers_RK: Floats, cells_K: NDArray[np.int64]) -> Floats:
+        values = []
+        for start in range(0, len(numbers_RK), at_once):
+            chunk = numbers_RK[start : start + at_once]
+            flat = np.zeros((num_classes**2, len(chunk)))
+            np.add.at(flat, cells_K, chunk.T)
+            values.append(CLASS_METRICS[metric](flat.T.reshape(-1, num_classes, num_classes)))
+        return np.concatenate(values)
+
+    return counts, lambda numbers: combine([of_model(numbers, cells_K) for cells_K in cells])

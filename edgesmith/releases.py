@@ -1,0 +1,105 @@
+"""A release on disk: what `run` leaves beside the artifacts, so that they can be judged and reported again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgesmith.artifact import MANIFEST
+from edgesmith.errors import ArtifactError, UsageError
+from edgesmith.files import atomic_write, storage_errors
+from edgesmith.gates import Gates
+
+__all__ = ["EVIDENCE", "RELEASE", "Ancestor", "ReleaseIndex", "ReleasedTargetIndex", "locate_target", "read_index"]
+
+RELEASE = "release.json"
+EVIDENCE = "evidence"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Ancestor(_Part):
+    """An artifact, or what one was made from."""
+
+    role: str
+    digest: str
+    step: str = ""
+    detail: str = ""
+    parents: tuple[str, ...] = ()
+
+
+class ReleasedTargetIndex(_Part):
+    """What a report says of a target that neither its artifact nor its evidence holds."""
+
+    lineage: tuple[Ancestor, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class ReleaseIndex(_Part):
+    """Content of `release.json`."""
+
+    schema_version: Annotated[int, Field(ge=1, le=1)] = 1
+    name: str
+    command: str
+    """What made the release."""
+    gates: Gates = Gates()
+    versions: dict[str, str] = {}
+    targets: dict[str, ReleasedTargetIndex]
+
+    def save(self, folder: Path) -> None:
+        """Write `release.json` into a folder.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        atomic_write(folder / RELEASE, self.model_dump_json(indent=1, exclude_defaults=True) + "\n")
+
+
+def read_index(folder: Path) -> ReleaseIndex:
+    """Read what `ReleaseIndex.save` wrote.
+
+    Raises:
+        UsageError: the folder holds no release.
+        ArtifactError: `release.json` is damaged.
+    """
+    path = folder / RELEASE
+    if not path.is_file():
+        raise UsageError(
+            f"{folder}: holds no {RELEASE}, so it is no release", mend="`edgesmith run RECIPE -o DIR` makes one."
+        )
+    with storage_errors(path):
+        text = path.read_bytes()
+    try:
+        return ReleaseIndex.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"{path}: is damaged: {where}: {first['msg']}", mend="Make the release again.") from error
+
+
+def locate_target(path: Path, name: str) -> Path:
+    """Find the artifact that a path means: itself, or a release's target.
+
+    Args:
+        path: An artifact, or the folder of a release.
+        name: Target to take from a release; one with a single target gives that.
+
+    Raises:
+        UsageError: the release has no such target.
+        ArtifactError: its index is damaged.
+    """
+    if not (path / RELEASE).is_file() or (path / MANIFEST).is_file():
+        return path
+    targets = sorted(read_index(path).targets)
+    if name in targets:
+        return path / name
+    if len(targets) == 1:
+        return path / targets[0]
+    raise UsageError(
+        f"{path}: is a release with the targets {', '.join(targets)}, none of which is {name!r}",
+        mend=f"Name the artifact itself, such as {path / targets[0]}.",
+    )

@@ -1,0 +1,50 @@
+"""A load test of a running server, kept as evidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import JsonValue
+
+from edgesmith.artifact import Artifact
+from edgesmith.progress import Progress
+from edgesmith.stages.base import Stage
+from edgesmith.stages.rows import Rows
+
+if TYPE_CHECKING:
+    from bench.load import LoadPlan
+
+__all__ = ["LoadStage"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadStage(Stage):
+    """Send a load; the evidence belongs to the artifact that the user says the server runs."""
+
+    step: ClassVar[str] = "load"
+    libraries: ClassVar[tuple[str, ...]] = ("gevent", "geventhttpclient", "locust", "numpy")
+    is_timed: ClassVar[bool] = True
+
+    plan: LoadPlan
+    artifact: Artifact | None = None
+
+    @property
+    def options(self) -> dict[str, JsonValue]:
+        """What decides the result; headers may be secrets and stay out."""
+        plan: dict[str, JsonValue] = self.plan.to_json()
+        return {name: value for name, value in plan.items() if name not in ("headers", "data", "encoder")}
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Role → digest."""
+        data = {"data": Rows(path=self.plan.data).digest}
+        return data if self.artifact is None else {"artifact": self.artifact.digest, **data}
+
+    def make(self, folder: Path, progress: Progress) -> Artifact:
+        """Write `load.json` and its samples."""
+        from bench.load import run_load
+
+        run_load(self.plan, progress=progress).save(folder)
+        return self.seal(folder)

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.load import LoadPlan, LoadResult, SearchOptions, find_rate
+from bench.verdict import Outcome
+from edgesmith.errors import UsageError
+from tests.bench.load.conftest import StartServer
+from tests.bench.load.results import PLAN, make_result
+
+SERVICE_MS = 5.0  # one server of 200 requests/s
+
+
+def run_queue(plan: LoadPlan) -> LoadResult:
+    return make_result(plan, service_ms=SERVICE_MS)
+
+
+def test_search_encloses_the_rate_at_which_a_queue_breaks_its_limit() -> None:
+    found = find_rate(replace(PLAN, limit_ms=60.0), options=SearchOptions(start_rate=20), run=run_queue)
+    assert found.highest_pass is not None
+    assert found.lowest_fail is not None
+    # M/D/1: p99 of the wait exceeds 55 ms from a utilisation of about 0.81 on.
+    assert 110 < found.highest_pass < found.lowest_fail < 200
+    assert found.lowest_fail <= found.highest_pass * 1.35
+    assert [step.rate for step in found.steps[:4]] == [20, 40, 80, 160]
+
+
+def test_search_goes_down_from_a_rate_that_is_too_high() -> None:
+    found = find_rate(replace(PLAN, limit_ms=60.0), options=SearchOptions(start_rate=3000), run=run_queue)
+    assert found.steps[0].outcome is Outcome.FAIL
+    assert found.highest_pass is not None
+    assert 100 < found.highest_pass < 200
+
+
+def test_search_says_when_no_rate_holds() -> None:
+    found = find_rate(replace(PLAN, limit_ms=1.0), options=SearchOptions(start_rate=100), run=run_queue)
+    assert found.highest_pass is None
+    assert "every rate" in found.stopped_because
+
+
+def test_search_ends_at_the_most_that_may_be_tried() -> None:
+    found = find_rate(PLAN, options=SearchOptions(start_rate=20, max_rate=70), run=run_queue)
+    assert found.highest_pass == 70
+    assert found.lowest_fail is None
+
+
+def test_search_ends_where_the_generator_is_too_slow() -> None:
+    def run(plan: LoadPlan) -> LoadResult:
+        return make_result(plan, service_ms=0.1, lag_ms=9.0 if plan.shape.mean_rate > 100 else 0.1)
+
+    found = find_rate(PLAN, options=SearchOptions(start_rate=50), run=run)
+    assert found.highest_pass == 100
+    assert found.steps[-1].outcome is Outcome.INCONCLUSIVE
+    assert "generator" in found.stopped_because
+
+
+def test_search_keeps_its_steps(tmp_path: Path) -> None:
+    found = find_rate(PLAN, options=SearchOptions(start_rate=50, max_rate=100), out=tmp_path, run=run_queue)
+    value = json.loads((tmp_path / "search.json").read_text())
+    assert value["highest_pass"] == found.highest_pass
+    assert [step["rate"] for step in value["steps"]] == [50, 100]
+    assert LoadResult.load(tmp_path / "step-02").shape.mean_rate == 100
+
+
+def test_search_needs_a_limit() -> None:
+    with pytest.raises(UsageError, match="limit"):
+        find_rate(replace(PLAN, limit_ms=None), run=run_queue)
+
+
+@pytest.mark.slow
+def test_search_finds_the_capacity_of_a_real_server(start_server: StartServer) -> None:
+    # One request after the other, 10 ms and a little each: somewhat below 100 requests/s.
+    server = start_server(delay_ms=10, concurrency=1)
+    plan = replace(PLAN, url=server.url, limit_ms=200.0, limit_percentile=90.0, timeout_s=5.0)
+    options = SearchOptions(start_rate=20, min_step_s=3, max_step_s=6, max_steps=6, precision=0.3)
+    found = find_rate(plan, options=options)
+    assert found.highest_pass is not None
+    assert found.lowest_fail is not None
+    assert 20 <= found.highest_pass < 100
+    assert 60 < found.lowest_fail <= 200

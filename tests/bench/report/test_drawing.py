@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import math
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.report.data import Ancestor
+from bench.report.lineage import Branch, grow
+from bench.report.plots import Series, Spot, plot_ecdf, plot_histogram, plot_percentiles, plot_tradeoff, plot_verdict
+from bench.report.svg import LinearScale, LogScale, TailScale
+from bench.stats.percentiles import bound_percentile
+from bench.verdict import Outcome
+from tests.bench.report import builders as built
+
+finite = st.floats(min_value=-1e6, max_value=1e6, allow_nan=False)
+positive = st.floats(min_value=1e-4, max_value=1e6)
+
+
+@given(low=finite, span=st.floats(min_value=1e-3, max_value=1e6))
+def test_linear_axes_have_three_to_ten_round_ticks_inside(low: float, span: float) -> None:
+    scale = LinearScale(low, low + span, 0, 100)
+    ticks = scale.ticks()
+    assert 3 <= len(ticks) <= 10
+    assert all(low - 1e-6 * span <= value <= low + span * (1 + 1e-6) for value, _ in ticks)
+    assert len({name for _, name in ticks}) == len(ticks)
+
+
+@given(low=positive, ratio=st.floats(min_value=1.15, max_value=1e6))
+def test_log_axes_have_ticks_inside_that_can_be_told_apart(low: float, ratio: float) -> None:
+    scale = LogScale(low, low * ratio, 0, 100)
+    ticks = scale.ticks()
+    assert 2 <= len(ticks) <= 10
+    places = [scale(value) for value, _ in ticks]
+    assert places == sorted(places)
+    assert all(low * (1 - 1e-9) <= value <= low * ratio * (1 + 1e-9) for value, _ in ticks)
+    assert len({name for _, name in ticks}) == len(ticks)
+
+
+def test_log_ticks_are_one_two_five() -> None:
+    assert [name for _, name in LogScale(0.9, 60, 0, 100).ticks()] == ["1", "2", "5", "10", "20", "50"]
+    assert [name for _, name in LogScale(0.02, 0.3, 0, 100).ticks()] == ["0.02", "0.05", "0.1", "0.2"]
+
+
+def test_each_further_nine_takes_the_same_room() -> None:
+    scale = TailScale(90, 99.9, 0, 100)
+    assert [scale(value) for value in (90, 99, 99.9)] == pytest.approx([0, 50, 100])
+    assert [name for _, name in scale.ticks()] == ["90", "95", "99", "99.5", "99.9"]
+
+
+@given(
+    values=st.lists(positive, min_size=1, max_size=30),
+    failed=st.integers(0, 5),
+    limit=st.one_of(st.none(), positive),
+)
+def test_plots_of_any_samples_are_wellformed(values: list[float], failed: int, limit: float | None) -> None:
+    samples = np.array(values + [math.inf] * failed)
+    series = [Series(name="a & b", style="a", values=samples)]
+    bounds = [bound_percentile(samples, percentile, 0.9) for percentile in (50.0, 90.0, 99.0)]
+    drawn = [
+        plot_ecdf(series, limit=limit),
+        plot_histogram(series, limit=limit),
+        plot_percentiles([("a", "a", bounds)], limit=None if limit is None else (99.0, limit)),
+    ]
+    for svg in drawn:
+        if svg:
+            ElementTree.fromstring(svg)
+            assert "nan" not in svg
+            assert "inf" not in svg.replace("inf ms", "")
+
+
+@given(
+    estimate=st.one_of(st.none(), st.floats(-1e3, 1e6), st.just(math.inf)),
+    bound=st.one_of(st.none(), st.floats(-1e3, 1e6), st.just(math.inf)),
+    threshold=st.floats(1e-3, 1e6),
+    unit=st.sampled_from(["ms", "MB", "×", "share", "accuracy", "nats", "/s"]),
+    at_least=st.booleans(),
+)
+def test_any_verdict_can_be_drawn(
+    estimate: float | None, bound: float | None, threshold: float, unit: str, at_least: bool
+) -> None:
+    parts = {"estimate": estimate, "bound": bound, "threshold": threshold, "unit": unit, "at_least": at_least}
+    svg = plot_verdict(built.verdict("gate", Outcome.INCONCLUSIVE, **parts))
+    if svg:
+        ElementTree.fromstring(svg)
+        assert svg.count(">limit ") == 1
+    else:
+        assert estimate in (None, math.inf) or bound == math.inf
+
+
+@pytest.mark.parametrize(("at_least", "first"), [(False, "zone-pass"), (True, "zone-fail")])
+def test_the_side_that_ships_is_where_the_limit_says(at_least: bool, first: str) -> None:
+    svg = plot_verdict(built.verdict("gate", at_least=at_least))
+    zones = [one for one in ElementTree.fromstring(svg) if one.attrib.get("class", "").startswith("zone")]
+    assert min(zones, key=lambda one: float(one.attrib["x"])).attrib["class"] == first
+
+
+def test_any_sorted_percentiles_make_a_band_that_only_rises() -> None:
+    bounds = [
+        bound_percentile(built.times_ms(2.0, 2000, seed=4), percentile, 0.99) for percentile in (50.0, 90.0, 99.0)
+    ]
+    svg = ElementTree.fromstring(plot_percentiles([("a", "a", bounds)]))
+    band = next(one for one in svg if one.attrib.get("class", "").startswith("band")).attrib["d"]
+    points = [tuple(map(float, pair.split())) for pair in band.strip("MZ").split("L")]
+    upper, lower = points[: len(points) // 2], points[len(points) // 2 :]
+    assert [y for _, y in upper] == sorted((y for _, y in upper), reverse=True)
+    assert [y for _, y in lower] == sorted(y for _, y in lower)
+
+
+def test_the_area_of_a_dot_is_its_size() -> None:
+    spots = [
+        Spot(name=str(size), style="a", speed=1.0 + size, quality=90.0, interval=None, size_mb=size)
+        for size in (100.0, 25.0)
+    ]
+    svg = ElementTree.fromstring(plot_tradeoff(spots, speed="ms", quality="%"))
+    radii = [float(one.attrib["r"]) for one in svg if one.attrib.get("class", "").startswith("blob")]
+    assert radii[0] == pytest.approx(2 * radii[1], rel=0.02)
+
+
+def _names(branch: Branch) -> list[str]:
+    return [branch.ancestor.role, *(name for parent in branch.parents for name in _names(parent))]
+
+
+def test_a_line_is_a_tree_with_every_ancestor_once() -> None:
+    (tree,) = grow(built.lineage("server"))
+    assert _names(tree) == ["server", "fp32", "merged", "base", "adapter", "calibration"]
+
+
+def test_a_line_without_parents_hangs_below_the_artifact() -> None:
+    line = (Ancestor(role="server", digest="a"), Ancestor(role="fp32", digest="b"), Ancestor(role="rows", digest="c"))
+    (tree,) = grow(line)
+    assert [one.ancestor.role for one in tree.parents] == ["fp32", "rows"]
+
+
+def test_a_line_in_a_circle_ends() -> None:
+    line = (Ancestor(role="a", digest="a", parents=("b",)), Ancestor(role="b", digest="b", parents=("a",)))
+    (tree,) = grow(line)
+    assert _names(tree) == ["a", "b", "a"]
+    assert tree.parents[0].parents[0].is_repeated
+    assert grow(()) == ()
