@@ -51,7 +51,10 @@ def inflation(is_slow: ArrayLike) -> float:
 
 
 def percentile_inflation(samples: ArrayLike, percentile: float) -> float:
-    """Estimate the inflation of the share of samples at and above their own percentile.
+    """Estimate the inflation of the share of samples above their own percentile.
+
+    Few samples are above it, so the share that is twice as large is looked at too, and the larger figure is given:
+    with the percentile alone, bounds on a queue's p99 are too low in 1.5 % of the runs instead of 1 %.
 
     Args:
         samples: In the order of the requests, of shape [n]; a failure is infinity.
@@ -60,9 +63,12 @@ def percentile_inflation(samples: ArrayLike, percentile: float) -> float:
     values = np.asarray(samples, dtype=np.float64)
     if not len(values):
         return 1.0
-    rank = max(1, math.ceil(len(values) * percentile / 100 - 1e-9))
-    limit = np.partition(values, rank - 1)[rank - 1]
-    return max(inflation(values > limit), inflation(values >= limit))
+    found = [1.0]
+    for share in (percentile / 100, max(0.5 * percentile / 100, 2 * percentile / 100 - 1)):
+        rank = max(1, math.ceil(len(values) * share - 1e-9))
+        limit = np.partition(values, rank - 1)[rank - 1]
+        found += [inflation(values > limit), inflation(values >= limit)]
+    return max(found)
 
 
 def _correlation_time(values: NDArray[np.float64]) -> tuple[float, int]:
