@@ -52,7 +52,7 @@ def _facts() -> Iterator[dict[str, Any]]:
 
 
 def _processor() -> dict[str, Any]:
-    from bench.machine import describe_machine
+    from bench.machine.machine import describe_machine
 
     machine = describe_machine()
     slow = machine.architecture == "x86_64" and not {"avx512_vnni", "avx_vnni"} & set(machine.flags)

@@ -19,18 +19,18 @@ from edgesmith.gates import Gates
 from edgesmith.recipe import load_recipe, recipe_error
 
 if TYPE_CHECKING:
-    from bench.duet import Duet
-    from bench.footprint import Footprint
-    from bench.gate import Evidence, Subject
-    from bench.generation import Generation
-    from bench.latency import Latency
-    from bench.limits import Limits
+    from bench.duet.duet import Duet
+    from bench.gates.judge import Evidence, Subject
+    from bench.gates.verdict import Verdict
     from bench.load.result import LoadResult
-    from bench.start import Start
-    from bench.sweep import Sweep
-    from bench.tensor_sizes import TensorSizes
-    from bench.throughput import Throughput
-    from bench.verdict import Verdict
+    from bench.machine.limits import Limits
+    from bench.scenarios.generation import Generation
+    from bench.scenarios.latency import Latency
+    from bench.scenarios.start import Start
+    from bench.scenarios.sweep import Sweep
+    from bench.scenarios.throughput import Throughput
+    from bench.sizes.footprint import Footprint
+    from bench.sizes.tensors import TensorSizes
 
 __all__ = [
     "Measured",
@@ -75,8 +75,8 @@ class Measured:
         parts = {name: tuple(_load(mine, *source)) for name, source in _SOURCES.items()}
         return cls(
             evaluations=tuple(one for one in mine if one.manifest.step == "eval"),
-            footprint=next(iter(_load(mine, "footprint.json", "bench.footprint", "Footprint")), None),
-            tensors=next(iter(_load(mine, "tensor_sizes.json", "bench.tensor_sizes", "TensorSizes")), None),
+            footprint=next(iter(_load(mine, "footprint.json", "bench.sizes.footprint", "Footprint")), None),
+            tensors=next(iter(_load(mine, "tensor_sizes.json", "bench.sizes.tensors", "TensorSizes")), None),
             verification=next((read_verification(one) for one in mine if one.manifest.step == "verify"), None),
             **parts,
         )
@@ -92,13 +92,13 @@ class Measured:
 
 # Field of `Measured` → the file that a measurement leaves, and the class that reads it.
 _SOURCES: Mapping[str, tuple[str, str, str]] = {
-    "latencies": ("latency.json", "bench.latency", "Latency"),
-    "throughputs": ("throughput.json", "bench.throughput", "Throughput"),
+    "latencies": ("latency.json", "bench.scenarios.latency", "Latency"),
+    "throughputs": ("throughput.json", "bench.scenarios.throughput", "Throughput"),
     "loads": ("load.json", "bench.load.result", "LoadResult"),
-    "generations": ("generation.json", "bench.generation", "Generation"),
-    "sweeps": ("sweep.json", "bench.sweep", "Sweep"),
-    "starts": ("start.json", "bench.start", "Start"),
-    "limits": ("limits.json", "bench.limits", "Limits"),
+    "generations": ("generation.json", "bench.scenarios.generation", "Generation"),
+    "sweeps": ("sweep.json", "bench.scenarios.sweep", "Sweep"),
+    "starts": ("start.json", "bench.scenarios.start", "Start"),
+    "limits": ("limits.json", "bench.machine.limits", "Limits"),
 }
 
 
@@ -169,7 +169,7 @@ def measured_pair(artifact: Subject, baseline: Subject | None, found: Sequence[A
         ArtifactError: evidence is damaged.
     """
     from bench.accuracy import Evaluation
-    from bench.gate import Evidence
+    from bench.gates.judge import Evidence
 
     ours = Measured.of(artifact.digest, found)
     theirs = Measured.of(baseline.digest, found) if baseline else Measured()
@@ -195,7 +195,7 @@ def measured_pair(artifact: Subject, baseline: Subject | None, found: Sequence[A
 def measured_duets(found: Sequence[Artifact], **parents: str) -> tuple[Duet, ...]:
     """Read the comparisons of speed among evidence folders, those of given parents by role → digest."""
     mine = [one for one in found if one.manifest.step == "compare" and parents.items() <= _parents(one).items()]
-    return tuple(_load(mine, "duet.json", "bench.duet", "Duet"))
+    return tuple(_load(mine, "duet.json", "bench.duet.duet", "Duet"))
 
 
 def _parents(evidence: Artifact) -> dict[str, str]:
@@ -233,7 +233,7 @@ def noted(role: Role, found: Sequence[Artifact], digest: str, where: Path) -> Su
         UsageError: there are several.
         ArtifactError: the note is damaged.
     """
-    from bench.gate import Subject
+    from bench.gates.judge import Subject
 
     notes = [one for one in found if one.manifest.step == role and _parents(one).get("artifact") == digest]
     note = _one(notes, f"notes of a {role}", where)
@@ -273,7 +273,7 @@ def judge_measured(
         UsageError: evidence for a gate is missing.
         ArtifactError: evidence is damaged, or of something else.
     """
-    from bench.gate import judge
+    from bench.gates.judge import judge
 
     evidence = measured_pair(artifact, baseline, found, where)
     verdicts = []

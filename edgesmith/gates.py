@@ -1,6 +1,6 @@
 """What a release must reach: the `gates:` part of a recipe, or a file of its own.
 
-Only the limits are here. `bench.gate` judges evidence against them. Gates of speed hold for every machine that
+Only the limits are here. `bench.gates.judge` judges evidence against them. Gates of speed hold for every machine that
 was measured, unless `devices` has a gate of the same kind for it.
 """
 

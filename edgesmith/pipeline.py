@@ -125,7 +125,7 @@ class _Walk:
 
     def _check_files(self) -> None:
         """Find before any work what would stop it at the end."""
-        from bench.gate import check_gates
+        from bench.gates.judge import check_gates
 
         assert self._all_rows.path is not None
         for _ in read_rows(self._all_rows.path):

@@ -50,7 +50,7 @@ class Release:
 
         Gates of which none could be judged, since every target is its own baseline, are INCONCLUSIVE.
         """
-        from bench.gate import overall
+        from bench.gates.judge import overall
 
         verdicts = [verdict for target in self.targets for verdict in target.verdicts]
         return overall(verdicts).value if self.is_judged else "PASS"
@@ -168,7 +168,7 @@ def _check_destination(out: Path, recipe: Recipe) -> None:
 
 def _deliver_target(recipe: Recipe, made: Made, target: TargetResult, out: Path) -> None:
     """Copy one target and all of its evidence into the release."""
-    from bench.gate import Subject
+    from bench.gates.judge import Subject
 
     assert target.artifact is not None
     artifact = _deliver(target.artifact, out / target.name)

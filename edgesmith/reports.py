@@ -13,7 +13,7 @@ from edgesmith.gates import Gates
 from edgesmith.releases import EVIDENCE, RELEASE, ReleasedTargetIndex, ReleaseIndex, read_index
 
 if TYPE_CHECKING:
-    from bench.gate import Evidence, Verdict
+    from bench.gates.judge import Evidence, Verdict
     from bench.report import ReleaseReport, TargetReport
 
 __all__ = ["ReleasedTarget", "build_report", "read_targets", "write_report"]
@@ -65,7 +65,7 @@ def _index(folder: Path) -> ReleaseIndex:
 
 
 def _read_target(folder: Path, name: str, gates: Gates) -> ReleasedTarget:
-    from bench.gate import Subject
+    from bench.gates.judge import Subject
 
     artifact = read_artifact(folder / name)
     where = folder / EVIDENCE / name

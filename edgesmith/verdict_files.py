@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bench.verdict import Verdict
+    from bench.gates.verdict import Verdict
 
 __all__ = ["VerdictFiles"]
 
@@ -31,7 +31,7 @@ class VerdictFiles:
         Raises:
             StorageError: a file cannot be written.
         """
-        from bench.ci import write_comment, write_junit, write_summary
+        from bench.gates.ci import write_comment, write_junit, write_summary
 
         if self.junit is not None:
             write_junit(self.junit, verdicts, suite=title)

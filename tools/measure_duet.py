@@ -21,10 +21,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from bench.duet import Duet, DuetOptions, compare
-from bench.inputs import Inputs
-from bench.speed_gates import judge_regression
-from bench.verdict import Outcome
+from bench.duet.duet import Duet, DuetOptions, compare
+from bench.gates.speed import judge_regression
+from bench.gates.verdict import Outcome
+from bench.scenarios.inputs import Inputs
 from edgesmith.artifact import open_artifact
 from edgesmith.gates import RegressionGate
 from serve.runtime import EngineOptions, open_engine

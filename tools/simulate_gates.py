@@ -22,15 +22,15 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.accuracy import Evaluation
-from bench.accuracy_gate import judge_accuracy
-from bench.latency import Latency
-from bench.latency_gate import judge_latency
-from bench.machine import describe_machine
+from bench.gates.accuracy import judge_accuracy
+from bench.gates.latency import judge_latency
+from bench.gates.tripwires import judge_divergence, judge_flips
+from bench.gates.verdict import Outcome, overall
+from bench.machine.machine import describe_machine
+from bench.scenarios.latency import Latency
 from bench.stats.binomial import clopper_pearson, normal_quantile
 from bench.stats.confusion import CLASS_METRICS
 from bench.stats.resampling import cluster_ratio
-from bench.tripwires import judge_divergence, judge_flips
-from bench.verdict import Outcome, overall
 from edgesmith.gates import AccuracyGate, DivergenceGate, FlipsGate, LatencyGate
 
 Rng = np.random.Generator

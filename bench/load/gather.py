@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.conditions import Conditions
 from bench.histogram import Histogram
 from bench.load.plan import LoadPlan
 from bench.load.recording import COLUMNS, Recording
 from bench.load.result import Failure, LoadResult
 from bench.load.target import Target
-from bench.machine import Machine
+from bench.machine.conditions import Conditions
+from bench.machine.machine import Machine
 
 __all__ = ["gather"]
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.conditions import Conditions
 from bench.histogram import Histogram
 from bench.load.schedule import Shape
 from bench.load.summary import PERCENTILES, summarize, summarize_streams
 from bench.load.timeline import Second, count_seconds
-from bench.machine import Machine
+from bench.machine.conditions import Conditions
+from bench.machine.machine import Machine
 from bench.raw import columns_to_bytes, damage_errors, pretty_json, read_columns, read_json
 from bench.stats.dependence import percentile_inflation
 from bench.stats.percentiles import PercentileBounds, bound_percentile

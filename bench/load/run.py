@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import bench
-from bench.conditions import Conditions, Watch
 from bench.load.gather import gather
 from bench.load.plan import LoadPlan
 from bench.load.protocols import prepare_target
 from bench.load.recording import read_recordings
 from bench.load.result import LoadResult
 from bench.load.target import Target
-from bench.machine import describe_machine
+from bench.machine.conditions import Conditions, Watch
+from bench.machine.machine import describe_machine
 from edgesmith.errors import EdgesmithError, MissingExtraError, UsageError
 from edgesmith.progress import SILENT, Progress
 

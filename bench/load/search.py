@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bench.gates.verdict import Outcome
 from bench.load.plan import LoadPlan
 from bench.load.result import LoadResult
 from bench.load.run import run_load
 from bench.load.schedule import constant
 from bench.raw import pretty_json
 from bench.stats.percentiles import required_samples
-from bench.verdict import Outcome
 from edgesmith.errors import UsageError
 from edgesmith.files import atomic_write
 from edgesmith.progress import SILENT, Progress

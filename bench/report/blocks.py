@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from bench.gates.verdict import Outcome, Verdict
 from bench.report.data import Ancestor
-from bench.verdict import Outcome, Verdict
 
 __all__ = ["Bar", "Block", "Cell", "Code", "Figure", "Gates", "Heat", "Items", "Lineage", "Mono", "Section", "Table"]
 __all__ += ["Text", "keep_filled"]

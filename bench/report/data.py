@@ -6,22 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from bench.verdict import Outcome, Verdict, overall
+from bench.gates.verdict import Outcome, Verdict, overall
 
 if TYPE_CHECKING:
     from bench.accuracy import Evaluation
-    from bench.duet import Duet
-    from bench.footprint import Footprint
-    from bench.gate import Subject
-    from bench.generation import Generation
-    from bench.latency import Latency
-    from bench.limits import Limits
+    from bench.duet.duet import Duet
+    from bench.gates.judge import Subject
     from bench.load.result import LoadResult
-    from bench.machine import Machine
-    from bench.start import Start
-    from bench.sweep import Sweep
-    from bench.tensor_sizes import TensorSizes
-    from bench.throughput import Throughput
+    from bench.machine.limits import Limits
+    from bench.machine.machine import Machine
+    from bench.scenarios.generation import Generation
+    from bench.scenarios.latency import Latency
+    from bench.scenarios.start import Start
+    from bench.scenarios.sweep import Sweep
+    from bench.scenarios.throughput import Throughput
+    from bench.sizes.footprint import Footprint
+    from bench.sizes.tensors import TensorSizes
 
 __all__ = ["Ancestor", "ReleaseReport", "TargetReport"]
 

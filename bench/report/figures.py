@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bench.gates.verdict import Rounding, show
 from bench.stats.percentiles import PercentileBounds
 from bench.stats.resampling import Bounds
-from bench.verdict import Rounding, show
 
 if TYPE_CHECKING:
     from bench.accuracy import Evaluation
-    from bench.conditions import Conditions
+    from bench.machine.conditions import Conditions
 
 __all__ = [
     "CONFIDENCE",
@@ -112,7 +112,7 @@ def bound_change(metric: str, artifact: Evaluation, baseline: Evaluation) -> Bou
     Returns:
         The change in the metric's unit, or None where the examples differ.
     """
-    from bench.accuracy_bounds import bound_drop_of
+    from bench.gates.accuracy_bounds import bound_drop_of
 
     is_paired = artifact.data_digest == baseline.data_digest and artifact.num_examples == baseline.num_examples
     if not is_paired or artifact.num_examples < 2:

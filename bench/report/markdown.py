@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.ci import MARKS, cell, verdict_rows
+from bench.gates.ci import MARKS, cell, verdict_rows
+from bench.gates.verdict import Outcome
 from bench.report.blocks import Bar, Block, Cell, Code, Figure, Gates, Heat, Items, Lineage, Mono, Section, Table, Text
 from bench.report.data import ReleaseReport
 from bench.report.lineage import Branch, grow
 from bench.report.sections import build_sections
-from bench.verdict import Outcome
 
 __all__ = ["to_markdown"]
 

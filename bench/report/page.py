@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from html import escape
 
+from bench.gates.verdict import Outcome, Verdict
 from bench.report.blocks import (
     Bar,
     Block,
@@ -26,7 +27,6 @@ from bench.report.lineage import Branch, grow
 from bench.report.plots import plot_verdict
 from bench.report.sections import build_sections
 from bench.report.style import STYLE
-from bench.verdict import Outcome, Verdict
 
 __all__ = ["to_html"]
 

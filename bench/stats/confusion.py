@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["CLASS_METRICS", "class_statistic"]
+__all__ = ["CLASS_METRICS", "class_statistic", "losses_per_row"]
 
 _CHUNK_VALUES = 4_000_000
 
@@ -93,3 +93,53 @@ def class_statistic(
         return np.concatenate(values)
 
     return counts, lambda numbers: combine([of_model(numbers, cells_K) for cells_K in cells])
+
+
+def losses_per_row(metric: str, counts_LL: ArrayLike) -> Floats:
+    """How fast a metric falls when right answers of a class, or answers elsewhere, become wrong ones.
+
+    Args:
+        metric: Of `CLASS_METRICS`.
+        counts_LL: Numbers of examples of shape [L, L], target by answer.
+
+    Returns:
+        For each class, of shape [L], the loss by one example that involves it: its own right answer that is lost, and
+        where that matters more another class's example that gets this class as its answer. No changed example costs
+        more than the largest two of these shares together, and never more than the largest of the result, which
+        already adds the worst partner.
+
+    Source: the derivatives of the definitions in this module.
+    """
+    counts = np.asarray(counts_LL, dtype=np.float64)
+    true, guessed, right = counts.sum(axis=1), counts.sum(axis=0), np.diag(counts)
+    num_occurring = max(1, int((true + guessed > 0).sum()))
+
+    def over(numerator: Floats, denominator: Floats) -> Floats:
+        return np.divide(numerator, denominator, out=np.zeros(len(counts)), where=denominator > 0)
+
+    match metric:
+        case "recall_macro":
+            lost, intruded = over((right > 0) * 1.0, true), np.zeros(len(counts))
+        case "precision_macro":
+            lost, intruded = over(guessed - right, guessed**2), over(right, guessed**2)
+        case "f1_macro":
+            f1 = over(2 * right, true + guessed)
+            lost, intruded = over((right > 0) * (2 - f1), true + guessed), over(f1, true + guessed)
+        case "mcc":
+            return _matthews_losses(counts)
+        case _:
+            raise ValueError(f"{metric} is no metric over classes")
+    return np.asarray(np.maximum(lost + intruded.max(), intruded + lost.max()) / num_occurring)
+
+
+def _matthews_losses(counts_LL: Floats) -> Floats:
+    """For each class, the fastest fall of Matthews' correlation by one of its examples with another answer."""
+    true, guessed, num = counts_LL.sum(axis=1), counts_LL.sum(axis=0), counts_LL.sum()
+    covariance = np.trace(counts_LL) * num - true @ guessed
+    spread_guessed, spread_true = num**2 - guessed @ guessed, num**2 - true @ true
+    if spread_guessed <= 0 or spread_true <= 0:
+        return np.ones(len(counts_LL))
+    slope_LL = num - true[:, None] + true[None, :]  # of the covariance, downwards
+    slope_LL -= covariance * (guessed[None, :] - guessed[:, None]) / spread_guessed
+    np.fill_diagonal(slope_LL, 0)
+    return np.asarray(np.maximum(slope_LL, 0).max(axis=1) / np.sqrt(spread_guessed * spread_true))

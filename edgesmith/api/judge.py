@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from edgesmith.errors import UsageError
 
 if TYPE_CHECKING:
+    from bench.gates.verdict import Verdict
     from bench.report import ReleaseReport
-    from bench.verdict import Verdict
 
 __all__ = ["gate", "report"]
 
@@ -43,7 +43,7 @@ def gate(
         UsageError: there is no gate, or evidence for one is missing.
         ArtifactError: artifact or evidence was altered.
     """
-    from bench.gate import Subject, overall
+    from bench.gates.judge import Subject, overall
     from edgesmith.artifact import open_artifact
     from edgesmith.evidence import find_evidence, judge_measured, load_gates, noted
     from edgesmith.releases import EVIDENCE, locate_target

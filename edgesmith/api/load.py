@@ -12,8 +12,8 @@ from edgesmith.errors import UsageError
 from edgesmith.progress import SILENT, Progress
 
 if TYPE_CHECKING:
+    from bench.gates.verdict import Verdict
     from bench.load import LoadPlan, LoadResult, RateSearch, Shape
-    from bench.verdict import Verdict
     from edgesmith.artifact import Artifact
 
 __all__ = ["LoadTest", "load", "load_worker"]
@@ -174,7 +174,7 @@ def _shape(name: str, rate: float, seconds: float, peak_rate: float | None) -> S
 
 
 def _load(plan: LoadPlan, artifact: Path | None, out: Path | None, progress: Progress) -> LoadTest:
-    from bench.latency_gate import judge_load_latency
+    from bench.gates.latency import judge_load_latency
     from bench.load import LoadResult
     from edgesmith.artifact import open_artifact
     from edgesmith.gates import LatencyGate

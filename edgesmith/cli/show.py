@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.verdict import Verdict
+    from bench.gates.verdict import Verdict
 
 __all__ = ["EXIT_BY_VERDICT", "plain", "show_facts", "show_proof", "show_verdicts"]
 
@@ -60,7 +60,7 @@ def plain(value: Any) -> str:
 
 def show_verdicts(verdicts: Sequence[Verdict], *, title: str = "") -> None:
     """Print a table of verdicts, and why for those that do not pass; on GitHub also as annotations on its pages."""
-    from bench.ci import annotation_lines, verdict_rows
+    from bench.gates.ci import annotation_lines, verdict_rows
     from edgesmith import console
 
     if not verdicts:

@@ -113,7 +113,7 @@ class Stage(ABC):
 
 def machine_id() -> str:
     """Name this kind of machine: processor, instruction sets and number of CPUs, not its load."""
-    from bench.machine import describe_machine
+    from bench.machine.machine import describe_machine
 
     fields = asdict(describe_machine())
     return sha256_text(*(str(fields[name]) for name in ("cpu", "architecture", "num_cpus", "flags")))

@@ -67,8 +67,8 @@ class BenchStage(Stage):
 
     def is_final(self, made: Artifact) -> bool:
         """Whether the engine had settled before it was timed."""
-        from bench.latency import Latency
-        from bench.throughput import Throughput
+        from bench.scenarios.latency import Latency
+        from bench.scenarios.throughput import Throughput
 
         kind = Throughput if self.scenario == "offline" else Latency
         return kind.load(made.path).is_settled
@@ -86,11 +86,11 @@ class BenchStage(Stage):
         return self.seal(folder)
 
     def _single(self, folder: Path, task: Task, progress: Progress) -> None:
-        from bench.inputs import encode_inputs
-        from bench.latency import LatencyOptions, measure_latency
-        from bench.limits import measure_limits
-        from bench.peaks import measure_peaks
-        from bench.start import measure_start
+        from bench.machine.limits import measure_limits
+        from bench.machine.peaks import measure_peaks
+        from bench.scenarios.inputs import encode_inputs
+        from bench.scenarios.latency import LatencyOptions, measure_latency
+        from bench.scenarios.start import measure_start
         from serve.runtime import EngineOptions, open_engine
 
         inputs = encode_inputs(task, self.rows.read(task), length=self.length)
@@ -121,8 +121,8 @@ class BenchStage(Stage):
         return self.min_requests or (1 if self.seconds else by_default)
 
     def _server(self, folder: Path, task: Task, progress: Progress) -> None:
-        from bench.inputs import encode_inputs
-        from bench.server_scenario import ServerOptions, measure_server
+        from bench.scenarios.inputs import encode_inputs
+        from bench.scenarios.server import ServerOptions, measure_server
         from serve.runtime import EngineOptions, open_engine
 
         options = ServerOptions(
@@ -146,7 +146,7 @@ class BenchStage(Stage):
             engine.close()
 
     def _offline(self, folder: Path, task: Task, progress: Progress) -> None:
-        from bench.throughput import ThroughputOptions, measure_throughput
+        from bench.scenarios.throughput import ThroughputOptions, measure_throughput
         from serve.runtime import EngineOptions, open_engine
 
         options = ThroughputOptions(

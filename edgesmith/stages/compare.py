@@ -47,14 +47,14 @@ class CompareStage(Stage):
 
     def is_final(self, made: Artifact) -> bool:
         """Whether both engines had settled before they were timed."""
-        from bench.duet import Duet
+        from bench.duet.duet import Duet
 
         return Duet.load(made.path).is_settled
 
     def make(self, folder: Path, progress: Progress) -> Artifact:
         """Write `duet.json` and the times of every turn."""
-        from bench.duet import DuetOptions, compare
-        from bench.inputs import encode_inputs
+        from bench.duet.duet import DuetOptions, compare
+        from bench.scenarios.inputs import encode_inputs
         from serve.runtime import Engine, EngineOptions, open_engine
 
         task = load_task(self.artifact.folder, self.task, columns=self.rows.columns)

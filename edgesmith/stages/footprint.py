@@ -36,8 +36,8 @@ class FootprintStage(Stage):
 
     def make(self, folder: Path, progress: Progress) -> Artifact:
         """Write `footprint.json` and `tensor_sizes.json`."""
-        from bench.footprint import measure_footprint
-        from bench.tensor_sizes import measure_tensor_sizes
+        from bench.sizes.footprint import measure_footprint
+        from bench.sizes.tensors import measure_tensor_sizes
 
         del progress  # takes a second or two
         measure_footprint(self.artifact).save(folder)

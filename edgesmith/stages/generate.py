@@ -49,7 +49,7 @@ class GenerateStage(Stage):
 
     def make(self, folder: Path, progress: Progress) -> Artifact:
         """Write `generation.json` and the moment of every chunk."""
-        from bench.generate_scenario import GenerationOptions, measure_generation
+        from bench.scenarios.generate import GenerationOptions, measure_generation
         from export.reference_generation import TorchGenerationEngine
 
         options = GenerationOptions(

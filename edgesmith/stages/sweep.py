@@ -50,8 +50,8 @@ class SweepStage(Stage):
 
     def make(self, folder: Path, progress: Progress) -> Artifact:
         """Write `sweep.json`."""
-        from bench.peaks import measure_peaks
-        from bench.sweep import SweepOptions, measure_sweep
+        from bench.machine.peaks import measure_peaks
+        from bench.scenarios.sweep import SweepOptions, measure_sweep
         from serve.runtime import EngineOptions, open_engine
 
         task = load_task(self.artifact.folder, self.task, columns=self.rows.columns)

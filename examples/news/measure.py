@@ -130,7 +130,7 @@ def machine_line() -> str:
     """Name the machine and the libraries that matter."""
     from importlib.metadata import version
 
-    from bench.machine import describe_machine
+    from bench.machine.machine import describe_machine
 
     names = ("torch", "transformers", "onnxruntime")
     return f"{describe_machine().summary}; " + ", ".join(f"{name} {version(name)}" for name in names)

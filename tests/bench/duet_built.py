@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.conditions import Conditions
-from bench.duet import Duet
-from bench.machine import describe_machine
+from bench.duet.duet import Duet
+from bench.machine.conditions import Conditions
+from bench.machine.machine import describe_machine
 
 MACHINE = describe_machine()
 CONDITIONS = Conditions(

@@ -8,17 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.accuracy import Evaluation
-from bench.conditions import Conditions
-from bench.duet import Duet
-from bench.footprint import Footprint
-from bench.gate import Evidence, Subject
+from bench.duet.duet import Duet
+from bench.gates.judge import Evidence, Subject
 from bench.histogram import Histogram
-from bench.latency import Latency
 from bench.load.result import Failure, LoadResult
 from bench.load.schedule import constant
-from bench.machine import Machine, describe_machine
-from bench.start import Start
-from bench.throughput import Throughput
+from bench.machine.conditions import Conditions
+from bench.machine.machine import Machine, describe_machine
+from bench.scenarios.latency import Latency
+from bench.scenarios.start import Start
+from bench.scenarios.throughput import Throughput
+from bench.sizes.footprint import Footprint
 from edgesmith.tasks import Example, get_task
 
 MACHINE = replace(describe_machine(), load_1min=0.1, cpu_pressure_10s=0.0)

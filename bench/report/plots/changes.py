@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.gates.verdict import show
 from bench.report.figures import show_points, show_short
 from bench.report.svg import WIDTH, Canvas, Frame, LinearScale
 from bench.stats.resampling import Bounds
-from bench.verdict import show
 
 __all__ = ["Change", "plot_changes", "plot_shifts", "plot_turns"]
 

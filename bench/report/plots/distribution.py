@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.gates.verdict import show
 from bench.report.svg import Canvas, Frame, LinearScale, LogScale, Scale, TailScale
 from bench.stats.percentiles import PercentileBounds
-from bench.verdict import show
 
 __all__ = ["Series", "plot_ecdf", "plot_histogram", "plot_percentiles"]
 

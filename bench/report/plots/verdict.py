@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 
+from bench.gates.verdict import Verdict
 from bench.report.svg import WIDTH, Canvas, LinearScale, text_width
-from bench.verdict import Verdict
 
 __all__ = ["plot_verdict"]
 

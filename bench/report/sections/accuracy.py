@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.gates.verdict import show
 from bench.report.blocks import Block, Cell, Figure, Heat, Section, Table, Text, keep_filled
 from bench.report.data import TargetReport
 from bench.report.figures import bound_change, show_change, show_points
 from bench.report.plots import Change, Part, plot_changes, plot_shifts, plot_stacks
 from bench.stats.proportions import mcnemar_p_value
-from bench.verdict import show
 
 if TYPE_CHECKING:
     from bench.accuracy import Evaluation

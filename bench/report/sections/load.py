@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bench.gates.verdict import show
 from bench.report.blocks import Block, Cell, Figure, Items, Section, Table, Text, keep_filled
 from bench.report.data import TargetReport
 from bench.report.figures import count, meanwhile, show_percentile, show_rate, show_short
 from bench.report.plots import Second, Series, plot_ecdf, plot_percentiles, plot_timeline
 from bench.stats.dependence import percentile_inflation
 from bench.stats.percentiles import bound_percentile
-from bench.verdict import show
 
 if TYPE_CHECKING:
     from bench.load.result import LoadResult

@@ -9,7 +9,7 @@ from bench.report.data import ReleaseReport, TargetReport
 from bench.report.figures import show_short
 
 if TYPE_CHECKING:
-    from bench.machine import Machine
+    from bench.machine.machine import Machine
 
 __all__ = ["show_environment", "show_lineage", "show_verification"]
 

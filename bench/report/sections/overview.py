@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bench.gates.verdict import Outcome, show
 from bench.report.blocks import Block, Cell, Figure, Gates, Section, Text, keep_filled
 from bench.report.data import ReleaseReport, TargetReport
 from bench.report.figures import CONFIDENCE, MB, bound_change, show_change, show_ms, show_points
 from bench.report.plots import Spot, plot_tradeoff
 from bench.report.sections.size import show_sizes
 from bench.stats.binomial import clopper_pearson
-from bench.verdict import Outcome, show
 
 if TYPE_CHECKING:
     from bench.accuracy import Evaluation
-    from bench.gate import Subject
-    from bench.latency import Latency
-    from bench.start import Start
+    from bench.gates.judge import Subject
+    from bench.scenarios.latency import Latency
+    from bench.scenarios.start import Start
 
 __all__ = ["show_gates", "show_targets"]
 

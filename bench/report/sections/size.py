@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from bench.gates.verdict import show
 from bench.report.blocks import Block, Cell, Figure, Mono, Section, Table, Text, keep_filled
 from bench.report.data import ReleaseReport, TargetReport
 from bench.report.figures import MB, count, meanwhile, show_ms, show_short, times
 from bench.report.plots import Part, plot_stacks
-from bench.verdict import show
 
 if TYPE_CHECKING:
-    from bench.start import Start
-    from bench.tensor_sizes import TensorSizes
+    from bench.scenarios.start import Start
+    from bench.sizes.tensors import TensorSizes
 
 __all__ = ["show_size", "show_sizes", "show_start"]
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bench.gates.verdict import Verdict, show
 from bench.report.blocks import Block, Cell, Figure, Section, Table, Text, keep_filled
 from bench.report.data import TargetReport
 from bench.report.figures import count, meanwhile, show_bounds, show_ms, show_percentile
 from bench.report.plots import Series, plot_ecdf, plot_histogram, plot_percentiles, plot_turns
 from bench.stats.percentiles import PercentileBounds
-from bench.verdict import Verdict, show
 
 if TYPE_CHECKING:
-    from bench.duet import Duet
-    from bench.latency import Latency
+    from bench.duet.duet import Duet
+    from bench.scenarios.latency import Latency
 
 __all__ = ["find_limit", "show_duets", "show_latencies"]
 

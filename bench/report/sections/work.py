@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bench.gates.verdict import show
 from bench.report.blocks import Bar, Block, Cell, Heat, Items, Section, Table, Text, keep_filled
 from bench.report.data import TargetReport
 from bench.report.figures import MB, count, largest, meanwhile, show_ms, show_percentile, show_rate, show_short
-from bench.verdict import show
 
 if TYPE_CHECKING:
-    from bench.generation import Generation
-    from bench.limits import Limits
-    from bench.sweep import SweepRow
-    from bench.throughput import Throughput
+    from bench.machine.limits import Limits
+    from bench.scenarios.generation import Generation
+    from bench.scenarios.sweep import SweepRow
+    from bench.scenarios.throughput import Throughput
 
 __all__ = ["show_generation", "show_limits", "show_sweep", "show_throughput"]
 

@@ -7,11 +7,11 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.conditions import Watch
 from bench.histogram import Histogram
 from bench.load import Failure, LoadPlan, LoadResult
 from bench.load.schedule import arrivals, constant
-from bench.machine import describe_machine
+from bench.machine.conditions import Watch
+from bench.machine.machine import describe_machine
 
 PLAN = LoadPlan(url="http://127.0.0.1:1/v2/models/intent", shape=constant(100, 10), limit_ms=50.0)
 

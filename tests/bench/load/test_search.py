@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.gates.verdict import Outcome
 from bench.load import LoadPlan, LoadResult, SearchOptions, find_rate
-from bench.verdict import Outcome
 from edgesmith.errors import UsageError
 from tests.bench.load.conftest import StartServer
 from tests.bench.load.results import PLAN, make_result

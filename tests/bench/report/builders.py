@@ -8,25 +8,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.accuracy import Evaluation
-from bench.conditions import Conditions
-from bench.duet import Duet
-from bench.footprint import Footprint
-from bench.gate import Evidence, Subject, judge
-from bench.generation import Generation
+from bench.duet.duet import Duet
+from bench.gates.judge import Evidence, Subject, judge
+from bench.gates.verdict import Outcome, Verdict
 from bench.histogram import Histogram
-from bench.latency import Latency
-from bench.limits import Limits
 from bench.load.result import Failure, LoadResult
 from bench.load.schedule import Segment, Shape
-from bench.machine import Machine
-from bench.operations import Operations, OperatorTime
-from bench.peaks import MachinePeaks
+from bench.machine.conditions import Conditions
+from bench.machine.limits import Limits
+from bench.machine.machine import Machine
+from bench.machine.operations import Operations, OperatorTime
+from bench.machine.peaks import MachinePeaks
 from bench.report import Ancestor, ReleaseReport, TargetReport
-from bench.start import Start
-from bench.sweep import Sweep, SweepRow
-from bench.tensor_sizes import LargeTensor, TensorSizes
-from bench.throughput import Throughput
-from bench.verdict import Outcome, Verdict
+from bench.scenarios.generation import Generation
+from bench.scenarios.latency import Latency
+from bench.scenarios.start import Start
+from bench.scenarios.sweep import Sweep, SweepRow
+from bench.scenarios.throughput import Throughput
+from bench.sizes.footprint import Footprint
+from bench.sizes.tensors import LargeTensor, TensorSizes
 from edgesmith.gates import Gates
 
 LABELS = ("business", "science", "sports", "world")

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.gates.verdict import Outcome
 from bench.report.data import Ancestor
 from bench.report.lineage import Branch, grow
 from bench.report.plots import Series, Spot, plot_ecdf, plot_histogram, plot_percentiles, plot_tradeoff, plot_verdict
 from bench.report.svg import LinearScale, LogScale, TailScale
 from bench.stats.percentiles import bound_percentile
-from bench.verdict import Outcome
 from tests.bench.report import builders as built
 
 finite = st.floats(min_value=-1e6, max_value=1e6, allow_nan=False)

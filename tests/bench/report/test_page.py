@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from bench.gates.verdict import Outcome
 from bench.report import Ancestor, ReleaseReport, TargetReport, to_html, to_markdown, write_report
 from bench.report.style import DARK, LIGHT
-from bench.verdict import Outcome
 from tests.bench.report import builders as built
 
 HOSTILE = """<script>alert("1")</script>'"><img src=https://evil.example/x onerror=alert(1)>|`\n# x\x00\u202e"""

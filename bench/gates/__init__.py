@@ -1,0 +1,1 @@
+"""Verdicts: evidence held against limits, and how a build server is told."""

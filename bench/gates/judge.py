@@ -1,0 +1,232 @@
+"""Judge evidence against gates.
+
+Each gate is a one-sided test at its confidence: PASS when the bound is inside the limit, FAIL when the opposite
+bound is outside, INCONCLUSIVE when the evidence allows both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
+
+from bench.gates.accuracy import judge_accuracy
+from bench.gates.machines import judge_machines
+from bench.gates.sizes import judge_download, judge_size
+from bench.gates.tripwires import judge_divergence, judge_flips
+from bench.gates.verdict import Outcome, Verdict, overall
+from edgesmith.errors import ArtifactError, EdgesmithError, UsageError
+from edgesmith.gates import AccuracyGate, Gates, RegressionGate, SizeGate
+
+if TYPE_CHECKING:
+    from bench.accuracy import Evaluation
+    from bench.duet.duet import Duet
+    from bench.load.result import LoadResult
+    from bench.scenarios.latency import Latency
+    from bench.scenarios.start import Start
+    from bench.scenarios.throughput import Throughput
+    from bench.sizes.footprint import Footprint
+    from edgesmith.artifact import Artifact
+
+__all__ = ["Evidence", "Outcome", "Subject", "Verdict", "check_gates", "judge", "overall"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is judged, or what it is compared with."""
+
+    name: str
+    digest: str
+    model_bytes: int
+    """Of the files with graph and weights."""
+    total_bytes: int
+    """Of all files."""
+
+    @classmethod
+    def of(cls, artifact: Artifact, name: str = "") -> Subject:
+        """Take digest and sizes from an opened artifact."""
+        return cls(
+            name=name or artifact.path.name,
+            digest=artifact.digest,
+            model_bytes=artifact.model_bytes,
+            total_bytes=artifact.size_bytes,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """All that was measured of an artifact, and of its baseline where there is one."""
+
+    artifact: Subject
+    baseline: Subject | None = None
+    evaluation: Evaluation | None = None
+    baseline_evaluation: Evaluation | None = None
+    latencies: tuple[Latency, ...] = ()
+    """One a scenario, rate and machine."""
+    throughputs: tuple[Throughput, ...] = ()
+    """One a machine."""
+    loads: tuple[LoadResult, ...] = ()
+    """Load tests of a server of the artifact."""
+    starts: tuple[Start, ...] = ()
+    footprint: Footprint | None = None
+    baseline_footprint: Footprint | None = None
+    duets: tuple[Duet, ...] = ()
+    """One a machine."""
+
+
+def check_gates(gates: Gates, task: str) -> None:
+    """Find before any work what a task cannot be judged by.
+
+    Raises:
+        UsageError: The task has no such metric, no classes, or a metric that no `min` fits.
+    """
+    from edgesmith.tasks import get_task
+
+    found = get_task(task)
+    for name in gates.metrics:
+        found.metric(name)
+    for gate in gates.accuracy:
+        metric = found.metric(gate.metric)
+        if gate.min is not None and not metric.higher_is_better:
+            raise UsageError(
+                f"the accuracy gate's min cannot limit {metric.name}: lower is better for it", mend="Set max_drop."
+            )
+    if gates.needs_classes and found.output_kind != "logits":
+        known = ", ".join(sorted(found.metrics))
+        name = "flips" if gates.flips is not None else "divergence"
+        raise UsageError(
+            f"the {name} gate compares predicted classes, and {task} has none: it has {known}",
+            mend=f"Set an accuracy gate on one of: {known}.",
+        )
+
+
+def judge(gates: Gates, evidence: Evidence) -> list[Verdict]:
+    """Judge every gate that is set.
+
+    Args:
+        gates: The limits.
+        evidence: What was measured.
+
+    Returns:
+        One verdict a limit and machine, in the order accuracy, flips, divergence, size, download, memory, start,
+        latency, throughput, cpu, speed, slowdown, devices, growth and loss over an earlier release.
+
+    Raises:
+        UsageError: No gate is set, a gate's evidence or the baseline is missing, the task has no such metric, or
+            artifact and baseline were evaluated on different data.
+        ArtifactError: The evidence is of another artifact, or holds what is no figure.
+    """
+    if not gates.are_set:
+        raise UsageError("no gate is set: there is nothing to judge", mend="Set accuracy, size, latency or speed.")
+    _check_digests(evidence)
+    verdicts = [*_judge_answers(gates, evidence), *_judge_files(gates, evidence), *judge_machines(gates, evidence)]
+    if gates.regression is not None:
+        verdicts += _judge_losses(gates.regression, evidence)
+    return [_checked(verdict) for verdict in verdicts]
+
+
+def _judge_answers(gates: Gates, evidence: Evidence) -> list[Verdict]:
+    if not (gates.accuracy or gates.needs_classes):
+        return []
+    verdicts = []
+    first = "accuracy" if gates.accuracy else "flips" if gates.flips is not None else "divergence"
+    ours = _needed(evidence.evaluation, first, "an evaluation of the artifact", "eval")
+    theirs = evidence.baseline_evaluation
+    if gates.needs_classes or any(gate.max_drop is not None for gate in gates.accuracy):
+        theirs = _needed(theirs, first, "an evaluation of the baseline", "eval")
+    if gates.accuracy:
+        verdicts += judge_accuracy(gates.accuracy, ours, theirs)
+    if gates.flips is not None and theirs is not None:
+        verdicts.append(judge_flips(gates.flips, ours, theirs))
+    if gates.divergence is not None and theirs is not None:
+        verdicts.append(judge_divergence(gates.divergence, ours, theirs))
+    return verdicts
+
+
+def _judge_losses(gate: RegressionGate, evidence: Evidence) -> list[Verdict]:
+    """What got worse than in an earlier release, but for the speed."""
+    verdicts = []
+    if gate.max_growth is not None:
+        [growth] = judge_size(SizeGate(max_growth=gate.max_growth), evidence.artifact, evidence.baseline)
+        verdicts.append(replace(growth, gate="regression.max_growth"))
+    if gate.max_drop is not None:
+        ours = _needed(evidence.evaluation, "regression", "an evaluation of the artifact", "eval")
+        theirs = _needed(evidence.baseline_evaluation, "regression", "an evaluation of the baseline", "eval")
+        limit = AccuracyGate(metric=gate.metric, max_drop=gate.max_drop, confidence=gate.confidence)
+        [drop] = judge_accuracy((limit,), ours, theirs)
+        verdicts.append(replace(drop, gate="regression.max_drop"))
+    return verdicts
+
+
+def _judge_files(gates: Gates, evidence: Evidence) -> list[Verdict]:
+    verdicts = []
+    if gates.size is not None:
+        verdicts += judge_size(gates.size, evidence.artifact, evidence.baseline)
+    if gates.download is not None:
+        footprint = _needed(evidence.footprint, "download", "the artifact's footprint", "bench")
+        verdicts.append(judge_download(gates.download, footprint))
+    return verdicts
+
+
+def _needed(value: T | None, gate: str, what: str, command: str) -> T:
+    if value is None:
+        raise UsageError(f"the {gate} gate needs {what}", mend=f"Make it with `edgesmith {command}`.")
+    return value
+
+
+def _checked(verdict: Verdict) -> Verdict:
+    """Let no PASS through whose own figures do not bear it out, and no figure that is none."""
+    if verdict.verdict is Outcome.PASS:
+        bound, limit = verdict.bound, verdict.threshold
+        figures = (verdict.estimate, bound)
+        if bound is None or not all(figure is not None and math.isfinite(figure) for figure in figures):
+            raise EdgesmithError(f"{verdict.gate}: PASS without a figure: {verdict.reason}")
+        if (bound < limit) if verdict.at_least else (bound > limit):
+            slack = 1e-9 * max(1.0, abs(limit))  # sizes are compared in whole bytes
+            if abs(bound - limit) > slack:
+                raise EdgesmithError(f"{verdict.gate}: PASS with {bound} against {limit}: {verdict.reason}")
+    return replace(
+        verdict,
+        estimate=_finite(verdict.estimate),
+        bound=_finite(verdict.bound),
+        detectable=_finite(verdict.detectable),
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _check_digests(evidence: Evidence) -> None:
+    """Evidence must be of what is judged. An engine that is no artifact has no digest to check."""
+    for what, digest, expected in _digests(evidence):
+        if digest and expected and digest != expected:
+            raise ArtifactError(
+                f"the {what} is of {digest[:19]}…, but {expected[:19]}… is judged",
+                mend="Measure again: `edgesmith eval` and `edgesmith bench`.",
+            )
+
+
+def _digests(evidence: Evidence) -> Iterator[tuple[str, str | None, str | None]]:
+    """What, the digest that it names, and the digest that is judged."""
+    artifact, baseline = evidence.artifact.digest, evidence.baseline.digest if evidence.baseline else None
+    if evidence.evaluation is not None:
+        yield "evaluation", evidence.evaluation.artifact_digest, artifact
+    if evidence.baseline_evaluation is not None:
+        yield "baseline's evaluation", evidence.baseline_evaluation.artifact_digest, baseline
+    for latency in evidence.latencies:
+        yield "latency", latency.artifact_digest, artifact
+    for throughput in evidence.throughputs:
+        yield "throughput", throughput.artifact_digest, artifact
+    for start in evidence.starts:
+        yield "start", start.artifact_digest, artifact
+    if evidence.footprint is not None:
+        yield "footprint", evidence.footprint.artifact_digest, artifact
+    if evidence.baseline_footprint is not None:
+        yield "baseline's footprint", evidence.baseline_footprint.artifact_digest, baseline
+    for duet in evidence.duets:
+        yield "comparison", duet.artifact_digest, artifact
+        yield "comparison's baseline", duet.baseline_digest, baseline

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.machine.machine import describe_machine
+from bench.scenarios.generate import GenerationOptions, measure_generation
+from bench.scenarios.generation import CHUNKS, GENERATION, Generation
+from edgesmith.errors import ArtifactError, DataError, UsageError
+from export.reference_generation import TorchGenerationEngine
+from tests.export.generators import bytes_tokenizer, save_chain
+
+FEW = GenerationOptions(
+    max_tokens=20, seconds=0.01, min_requests=6, max_requests=6, warm_up_tokens=4, max_warm_up_windows=3
+)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> TorchGenerationEngine:
+    """Writes `é🎉b` after an `a`, and nothing after a `z`."""
+    ids = bytes_tokenizer().encode("aé🎉b").ids
+    return TorchGenerationEngine(save_chain(tmp_path_factory.mktemp("chain"), dict(pairwise(ids))))
+
+
+@pytest.fixture(scope="module")
+def measured(engine: TorchGenerationEngine) -> Generation:
+    return measure_generation(engine, ["a", "bca"], options=FEW, artifact_digest="sha256:chain")
+
+
+def generation(at_ns: list[list[int]], texts: list[list[int]], prompt_tokens: list[int]) -> Generation:
+    """Chunks of one token each at chosen moments."""
+    counts = [len(row) for row in at_ns]
+    return Generation(
+        engine="engine",
+        artifact_digest=None,
+        inputs="",
+        max_tokens=10,
+        prompt_tokens=np.array(prompt_tokens),
+        cpu_ns=np.array([sum(row) for row in at_ns]),
+        request=np.repeat(np.arange(len(at_ns)), counts),
+        at_ns=np.array([moment for row in at_ns for moment in row]),
+        tokens=np.ones(sum(counts), dtype=np.int64),
+        has_text=np.array([flag for row in texts for flag in row]),
+        is_settled=True,
+        threads=1,
+        machine=describe_machine(),
+    )
+
+
+def test_every_chunk_of_every_request_is_kept(measured: Generation) -> None:
+    assert measured.num_requests == 6
+    assert measured.prompt_tokens.tolist() == [1, 3] * 3
+    assert measured.generated_tokens.tolist() == [8] * 6
+    assert measured.has_text.reshape(6, 8).tolist() == [[0, 1, 0, 0, 0, 1, 1, 0]] * 6
+    assert np.all(np.diff(measured.at_ns.reshape(6, 8), axis=1) > 0)
+
+
+def test_time_to_first_text_is_not_that_to_a_token_without_text(measured: Generation) -> None:
+    at_ns = measured.at_ns.reshape(6, 8)
+    assert np.array_equal(measured.first_token_ns, at_ns[:, 0])
+    assert np.array_equal(measured.ttft_ns, at_ns[:, 1])
+
+
+def test_figures_follow_from_the_moments() -> None:
+    given = generation([[100, 150, 250], [200, 240], [50]], [[0, 1, 1], [1, 1], [0]], [10, 20, 5])
+    assert given.ttft_ns.tolist() == [150, 200, np.inf]
+    assert given.itl_ns.tolist() == [50, 100, 40]
+    assert given.tpot_ns.tolist() == [75, 40]
+    assert given.generated_tokens.tolist() == [3, 2, 1]
+    assert given.prompt_tokens_per_second == pytest.approx(35 / 350e-9)
+    assert given.generated_tokens_per_second == pytest.approx(3 / 190e-9)
+    assert given.cpu_ms_per_token == pytest.approx((500 + 440 + 50) / 1e6 / 6)
+    assert given.summary()["num_without_text"] == 1
+
+
+def test_an_answer_without_text_is_later_than_every_limit() -> None:
+    given = generation([[100]] * 6 + [[50]], [[1]] * 6 + [[0]], [1] * 7)
+    bounds = given.percentile("ttft", 50, 0.99)
+    assert bounds.upper == np.inf  # 7 answers certify no better than the slowest
+    assert given.summary()["ttft_bounds_ms"]["p50"]["upper"] is None
+    assert given.generated_tokens_per_second is None
+
+
+def test_a_figure_that_there_is_not_is_refused(measured: Generation) -> None:
+    with pytest.raises(UsageError, match="Use ttft, tpot or itl"):
+        measured.percentile("ttfb", 50)
+
+
+def test_what_was_measured_reads_back(measured: Generation, tmp_path: Path) -> None:
+    measured.save(tmp_path)
+    read = Generation.load(tmp_path)
+    assert read.summary() == measured.summary()
+    assert np.array_equal(read.at_ns, measured.at_ns)
+
+
+def test_damage_is_refused(measured: Generation, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"holds no generation\.json"):
+        Generation.load(tmp_path)
+    measured.save(tmp_path)
+    value = json.loads((tmp_path / GENERATION).read_text())
+    damages: tuple[dict[str, object], ...] = (
+        {"num_requests": 7},
+        {"generated_tokens": [1]},
+        {"prompt_tokens": None},
+        {"machine": {}},
+    )
+    for broken in damages:
+        (tmp_path / GENERATION).write_text(json.dumps(value | broken))
+        with pytest.raises(ArtifactError, match=GENERATION):
+            Generation.load(tmp_path)
+    (tmp_path / CHUNKS).write_bytes(b"")
+    with pytest.raises(ArtifactError, match=CHUNKS):
+        Generation.load(tmp_path)
+
+
+def test_no_prompts_and_too_long_ones_are_refused(engine: TorchGenerationEngine) -> None:
+    with pytest.raises(DataError):
+        measure_generation(engine, [], options=FEW)
+    with pytest.raises(UsageError, match="more together than the 96"):
+        measure_generation(engine, ["a" * 90], options=FEW)
+    with pytest.raises(UsageError, match="max_tokens"):
+        replace(FEW, max_tokens=0)
