@@ -302,6 +302,7 @@ class _Walk:
                 rate=rate,
                 threads=measure.threads,
                 min_requests=self._needed_requests(scenario, rate),
+                seconds=measure.seconds,
                 length=None if scenario == "offline" else measure.length,
             ),
         )
@@ -331,6 +332,7 @@ class _Walk:
                 rows=self._timed_rows,
                 threads=measure.threads,
                 length=measure.length,
+                seconds=measure.seconds,
             ),
         )
 

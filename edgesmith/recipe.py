@@ -155,6 +155,9 @@ class Measure(_Strict):
     """Threads of the engine; one thread is what an edge box or a busy server gives a request."""
     length: Annotated[int | None, Field(ge=2)] = None
     """Tokens of every timed request, made of real text; each row's own length when left out."""
+    seconds: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    """How long each scenario, and the comparison with the baseline, is timed. Left out, long enough for the usual
+    verdicts: 15 to 30 s, and as many requests as the gates' percentiles need."""
     scenarios: tuple[Scenario, ...] = ("single",)
     """How requests come: `single`, one after the other; `server`, at random times whether or not the last one is
     answered; `offline`, all at once, answered in batches. What a gate needs is measured in any case, and `single`

@@ -300,7 +300,7 @@ def tripwire_cases() -> Iterator[Case]:
 def timing_cases() -> Iterator[Case]:
     """Yield percentiles and ratios that lie just at their limits."""
     p99 = float(np.exp(0.5 * normal_quantile(0.99)))
-    queued = float(np.quantile(queue_ms(np.random.default_rng(99), 20_000_000), 0.99))
+    queued = float(np.quantile(queue_ms(np.random.default_rng(99), 8_000_000), 0.99))
     rarely = {Outcome.PASS: 0.01, Outcome.FAIL: 0.01}
     for name, draw, n, limit in (
         ("independent", lognormal_ms, 2000, p99),
@@ -314,11 +314,56 @@ def timing_cases() -> Iterator[Case]:
         yield Case(gate=gate, truth="at the limit", promised=BOTH, judge=judged)
 
 
+def queue_cases() -> Iterator[Case]:
+    """Yield percentiles of queues at their limits, the busier the more the requests depend on each other."""
+    for load in (0.3, 0.5, 0.7, 0.8, 0.9):
+        limits = np.quantile(queue_ms(np.random.default_rng(98), 10_000_000, load), [0.9, 0.99])
+        for percentile, limit, confidence, n in ((90, limits[0], 0.95, 5000), (99, limits[1], 0.99, 20_000)):
+            gate = LatencyGate(percentile=percentile, max_ms=float(limit), confidence=confidence)
+            yield Case(
+                gate=f"latency p{percentile}, queue at {load:.0%} load, n = {n:,}",
+                truth="at the limit",
+                promised={Outcome.PASS: 1 - confidence, Outcome.FAIL: 1 - confidence},
+                judge=judge_times(lambda rng, n, load=load: queue_ms(rng, n, load), n, gate),
+            )
+
+
+def neighbour_cases() -> Iterator[Case]:
+    """Yield ratios of timings in one session, whose pairs depend on their neighbours."""
+    for correlation in (0.0, 0.3, 0.6, 0.8):
+        for num_pairs in (20, 40, 100, 400):
+            yield Case(
+                gate=f"ratio, one session, {num_pairs} pairs, correlation {correlation}",
+                truth="at the limit",
+                promised=BOTH,
+                judge=judge_neighbours(num_pairs, correlation),
+            )
+
+
+def judge_neighbours(num_pairs: int, correlation: float) -> Callable[[Rng], Outcome]:
+    """Judge whether one engine is slower than an equal one, in one session with autocorrelated noise of 5 %."""
+
+    def judge(rng: Rng) -> Outcome:
+        noise = rng.normal(0, 0.05, num_pairs + 50)
+        for index in range(1, len(noise)):
+            noise[index] += correlation * noise[index - 1]
+        bounds = cluster_ratio(
+            np.exp(noise[50:]), np.ones(num_pairs), np.zeros(num_pairs), confidence=0.95, num_resamples=1000
+        )
+        if bounds.upper <= 1:
+            return Outcome.PASS
+        return Outcome.FAIL if bounds.lower > 1 else Outcome.INCONCLUSIVE
+
+    return judge
+
+
 FAMILIES: Mapping[str, Callable[[], Iterator[Case]]] = {
     "accuracy": accuracy_cases,
     "tripwires": tripwire_cases,
     "timings": timing_cases,
 }
+STRAINED: Mapping[str, Callable[[], Iterator[Case]]] = {"queues": queue_cases, "neighbours": neighbour_cases}
+"""Dependence as strong as it comes; run on request, to see where promises end."""
 
 
 def to_row(rate: Rate) -> str:
@@ -336,14 +381,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=list(FAMILIES))
+    parser.add_argument("--only", choices=[*FAMILIES, *STRAINED])
     options = parser.parse_args()
     write = sys.stdout.write
     write("| gate | truth | wrong verdict | promised at most | measured | 95 % interval | INCONCLUSIVE |\n")
     write("| --- | --- | --- | --- | --- | --- | --- |\n")
     are_kept, start = True, time.process_time()
     for name in [options.only] if options.only else FAMILIES:
-        for case in FAMILIES[name]():
+        for case in {**FAMILIES, **STRAINED}[name]():
             for rate in simulate(case, options.trials, options.seed):
                 are_kept &= rate.is_kept
                 write(to_row(rate) + "\n")

@@ -27,7 +27,10 @@ def busy_machine(conditions: Conditions | None) -> str:
         return f"the hypervisor gave {conditions.steal_share:.0%} of the processor time to other guests"
     if conditions.num_throttled:
         return f"the CPU quota was used up {conditions.num_throttled:,} times"
-    if conditions.cpu_pressure_share is not None and conditions.cpu_pressure_share > MAX_WAITING:
+    if conditions.own_wait_share is not None:  # pressure counts the others' waiting too, which excuses nothing
+        if conditions.own_wait_share > MAX_WAITING:
+            return f"the measurement itself waited for a processor {conditions.own_wait_share:.0%} of the time"
+    elif conditions.cpu_pressure_share is not None and conditions.cpu_pressure_share > MAX_WAITING:
         return f"tasks waited for a processor {conditions.cpu_pressure_share:.0%} of the time"
     return ""
 

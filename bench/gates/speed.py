@@ -277,7 +277,8 @@ def _duet_bounds(duet: Duet, of: Literal["cpu", "wall"], confidence: float) -> B
             refuse_not_positive(getattr(duet, f"{name}_{clock}_ns"), f"{name}_{clock}_ns")
     if duet.num_pairs < MIN_PAIRS or duet.num_sessions < MIN_SESSIONS:
         return None
-    bounds, bias = duet.slowdown(confidence, of), duet.noise.bias_percent / 100
+    bounds = duet.slowdown(confidence, of)
+    bias = (duet.noise.bias_percent if of == "cpu" else duet.noise.wall_bias_percent) / 100
     if not all(map(math.isfinite, (bounds.estimate, bounds.lower, bounds.upper, bias))):
         return None
     lower, upper = (1 + bounds.lower) / (1 + bias) - 1, (1 + bounds.upper) * (1 + bias) - 1

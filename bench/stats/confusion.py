@@ -6,6 +6,7 @@ Definitions are those of `edgesmith.tasks.scoring`. Legend: R resamples, L class
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -96,17 +97,15 @@ def class_statistic(
 
 
 def losses_per_row(metric: str, counts_LL: ArrayLike) -> Floats:
-    """How fast a metric falls when right answers of a class, or answers elsewhere, become wrong ones.
+    """How fast a metric falls when right answers become wrong ones.
 
     Args:
         metric: Of `CLASS_METRICS`.
         counts_LL: Numbers of examples of shape [L, L], target by answer.
 
     Returns:
-        For each class, of shape [L], the loss by one example that involves it: its own right answer that is lost, and
-        where that matters more another class's example that gets this class as its answer. No changed example costs
-        more than the largest two of these shares together, and never more than the largest of the result, which
-        already adds the worst partner.
+        For each class, of shape [L], the most that one example costs which is moved from it or to it, whatever the
+        other class. No changed answer costs more than the largest of these.
 
     Source: the derivatives of the definitions in this module.
     """
@@ -114,8 +113,8 @@ def losses_per_row(metric: str, counts_LL: ArrayLike) -> Floats:
     true, guessed, right = counts.sum(axis=1), counts.sum(axis=0), np.diag(counts)
     num_occurring = max(1, int((true + guessed > 0).sum()))
 
-    def over(numerator: Floats, denominator: Floats) -> Floats:
-        return np.divide(numerator, denominator, out=np.zeros(len(counts)), where=denominator > 0)
+    def over(numerator: NDArray[Any], denominator: NDArray[Any]) -> Floats:
+        return np.asarray(np.divide(numerator, denominator, out=np.zeros(len(counts)), where=denominator > 0))
 
     match metric:
         case "recall_macro":
@@ -129,7 +128,8 @@ def losses_per_row(metric: str, counts_LL: ArrayLike) -> Floats:
             return _matthews_losses(counts)
         case _:
             raise ValueError(f"{metric} is no metric over classes")
-    return np.asarray(np.maximum(lost + intruded.max(), intruded + lost.max()) / num_occurring)
+    partners = np.where(lost > 0, lost + intruded.max(), 0), np.where(intruded > 0, intruded + lost.max(), 0)
+    return np.asarray(np.maximum(*partners) / num_occurring)
 
 
 def _matthews_losses(counts_LL: Floats) -> Floats:

@@ -72,13 +72,11 @@ def _percentiles(figures: Mapping[str, Any], estimates: str, bounds: str, name: 
 
     rows = []
     for percentile, bound in figures[bounds].items():
-        if bound["upper"] is None:
-            said = "—", f"needs {bound['num_required']:,} requests"
-        else:
-            lower = "—" if bound["lower"] is None else f"{bound['lower']:.3f}"
-            value = figures[estimates][percentile] if estimates else bound["estimate"]
-            said = "—" if value is None else f"{value:.3f}", f"{lower} to {bound['upper']:.3f}"
-        rows.append((percentile, *said))
+        value = figures[estimates][percentile] if estimates else bound["estimate"]
+        said = f"needs {bound['num_required']:,} requests"
+        if bound["upper"] is not None:
+            said = f"{'—' if bound['lower'] is None else format(bound['lower'], '.3f')} to {bound['upper']:.3f}"
+        rows.append((percentile, "—" if value is None else f"{value:.3f}", said))
     confidence = next(iter(figures[bounds].values()))["confidence"]
     console.print_table((name, "ms", f"bounds, {confidence:.0%} each"), rows)
 

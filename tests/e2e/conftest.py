@@ -24,6 +24,7 @@ data:
 steps: [merge]
 targets:
   server: {format: onnx, quantize: {method: dynamic-int8}}
+measure: {seconds: 1}
 gates:
   size: {min_reduction: 2}
 """

@@ -193,12 +193,10 @@ def test_read_only_place_is_named(project: Project, small_disk: Path) -> None:
 
 def test_altered_baseline_is_refused_by_the_gate(released: Released, tmp_path: Path) -> None:
     project = released(tmp_path)
-    replace_in(
-        project.out / "evidence" / "server" / "baseline" / "baseline.json", '"model_bytes": ', '"model_bytes": 9'
-    )
+    replace_in(project.out / "evidence" / "server" / "baseline" / "subject.json", '"model_bytes": ', '"model_bytes": 9')
     done = project.edgesmith("gate", "out/server", "--gates", "recipe.yaml")
     assert done.returncode == 4
-    assert "baseline.json" in done.stderr
+    assert "subject.json" in done.stderr
 
 
 def test_calibration_on_the_held_out_rows_is_refused(project: Project) -> None:

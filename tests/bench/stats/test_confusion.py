@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.stats.confusion import CLASS_METRICS, class_statistic
+from bench.stats.confusion import CLASS_METRICS, class_statistic, losses_per_row
 from bench.stats.resampling import bootstrap_counts, paired_bootstrap
 from edgesmith.tasks import Example, get_task
 
@@ -47,3 +47,32 @@ def test_drawing_counts_is_drawing_examples() -> None:
     assert by_counts.estimate == pytest.approx(by_examples.estimate)
     assert by_counts.lower == pytest.approx(by_examples.lower, abs=0.01)
     assert by_counts.upper == pytest.approx(by_examples.upper, abs=0.01)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(0, 40), min_size=9, max_size=9).filter(lambda c: sum(c) > 9), st.sampled_from([*CLASS_METRICS])
+)
+def test_no_changed_answer_costs_a_metric_more_than_its_losses_say(cells: list[int], metric: str) -> None:
+    counts = np.array(cells, dtype=np.float64).reshape(3, 3)
+    compute, little = CLASS_METRICS[metric], 1e-6
+    before, losses = float(compute(counts[None])[0]), losses_per_row(metric, counts)
+    for target in range(3):
+        for answer in range(3):
+            if answer == target or counts[target, target] == 0 or counts[:, answer].sum() + counts[answer].sum() == 0:
+                continue
+            changed = counts.copy()
+            changed[target, target] -= little
+            changed[target, answer] += little
+            slope = (before - float(compute(changed[None])[0])) / little
+            assert slope <= float(losses.max()) + 1e-4 or (metric == "mcc" and (losses == 1).all())
+
+
+def test_the_smallest_class_decides_when_all_answers_are_right() -> None:
+    counts = np.diag([100.0, 50.0, 10.0, 40.0])
+    for metric in ("recall_macro", "precision_macro", "f1_macro"):
+        assert losses_per_row(metric, counts).argmax() == 2
+        assert losses_per_row(metric, counts).max() == pytest.approx(1 / 10 / 4)
+    assert losses_per_row("mcc", counts).max() == pytest.approx(1 / 100, rel=0.4)
+    with pytest.raises(ValueError, match="accuracy"):
+        losses_per_row("accuracy", counts)
