@@ -10,10 +10,10 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Options for pytest: `make test PYTEST=tests/compress`, `make test PYTEST='-k merge -x'`.
 PYTEST ?=
 
-.PHONY: help setup demo test check lint bench clean
+.PHONY: help setup demo test check lint bench simulate bench-duet bench-load clean
 
 help:  ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt tools/setup-venv
 	@tools/setup-venv
@@ -38,6 +38,15 @@ check: lint  ## lint, and all tests but the slow ones
 
 bench: $(READY)  ## measure what the README claims, on this machine
 	@$(BIN)/python examples/news/measure.py
+
+simulate: $(READY)  ## how often the gates err: the tables of docs/statistics.md, by simulation
+	@PYTHONPATH=. $(BIN)/python tools/simulate_gates.py
+
+bench-duet: $(READY)  ## how often planted slowdowns are found, and how often nothing is taken for one (40 min)
+	@PYTHONPATH=. $(BIN)/python tools/measure_duet.py --seconds 45
+
+bench-load: $(READY)  ## what the load generator costs, and how late it sends
+	@PYTHONPATH=. $(BIN)/python tools/measure_load.py
 
 clean:  ## remove what was made here (not .venv, not the caches below ~/.cache/edgesmith)
 	@rm -rf out build dist *.egg-info examples/news/{data,work,out}
