@@ -106,14 +106,18 @@ class MemoryGate(_Limit):
     """How much memory a fresh process may take that opens the artifact and answers."""
 
     max_mb: Positive
-    """Largest resident set at its peak, in megabytes of 1,000,000 bytes."""
+    """Largest resident set at its peak, in megabytes of 1,000,000 bytes: the most of several processes, with as much
+    to spare as they differ."""
 
 
 class StartGate(_Limit):
     """How long a fresh process may take until its first answer."""
 
     max_ms: Positive
-    """Longest cold start, in milliseconds: interpreter, check of the files, opening the model, first answer."""
+    """Longest time in milliseconds from making the process to its first answer: interpreter, check of the files,
+    opening the model, first answer. Of several starts, their median."""
+    confidence: Confidence = 0.99
+    """Of the bound on the median; 7 starts are needed for 99 %."""
 
 
 class LatencyGate(_Limit):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.histogram import Histogram
+from bench.load.recording import GENERATOR
 from bench.load.schedule import Shape
 from bench.load.summary import PERCENTILES, summarize, summarize_streams
 from bench.load.timeline import Second, count_seconds
@@ -21,13 +22,15 @@ from bench.stats.dependence import percentile_inflation
 from bench.stats.percentiles import PercentileBounds, bound_percentile
 from edgesmith.files import atomic_write
 
-__all__ = ["LOAD", "Failure", "LoadResult"]
+__all__ = ["FILES", "LOAD", "Failure", "LoadResult"]
 
 LOAD = "load.json"
 SAMPLES = "load_ns.csv.gz"
 GAPS = "load_itl_ns.csv.gz"
+FILES = (LOAD, SAMPLES, GAPS)
 _MAX_LAG_NS = 1_000_000
 _MAX_LAG_SHARE = 0.05
+_MAX_BEGIN_UNCERTAINTY_S = 0.05
 _COLUMNS = ("start_ns", "wall_ns", "lag_ns", "outcome")
 _STREAM_COLUMNS = ("ttft_ns", "num_tokens")
 
@@ -37,7 +40,7 @@ class Failure:
     """Requests that failed in one way."""
 
     name: str
-    """Such as `time-out`, `refused`, `http 503`, `wrong shape`."""
+    """Such as `time-out`, `refused`, `http 503`, `wrong shape`; `generator` is none of the server's."""
     count: int
     sample: str
     """What the first of them was."""
@@ -69,14 +72,14 @@ class LoadResult:
     outcome: NDArray[np.int64]
     """0 for a right answer, else 1 + the place in `failures`; of shape [n]."""
     ttft_ns: NDArray[np.int64] | None
-    """From the intended start to the first token, -1 where there was none; of shape [n]. None if nothing streamed."""
+    """From the intended start to the first text, -1 where there was none; of shape [n]. None if nothing streamed."""
     num_tokens: NDArray[np.int64] | None
-    """Pieces of text of each stream, of shape [n]."""
+    """Tokens of each stream as the server counted them, or its pieces of text (`tokens_are_chunks`), of shape [n]."""
     itl_ns: NDArray[np.int64] | None
-    """Time between successive tokens of all streams that ended well."""
+    """Time between successive pieces of text of all streams that ended well; a piece may hold several tokens."""
     failures: tuple[Failure, ...]
     histogram: Histogram
-    """Of the right answers' `wall_ns`, merged from all workers."""
+    """Of the right answers' `wall_ns`, merged from all workers; `histogram_all` counts the failures, too."""
     lag_histogram: Histogram
     num_requests: int
     """All that came due, those that are in the histograms only included."""
@@ -95,6 +98,10 @@ class LoadResult:
     machine: Machine
     """On which the load generator ran."""
     conditions: Conditions | None = None
+    begin_uncertainty_s: float = 0.0
+    """How much later than another a worker of another machine may have begun, in seconds."""
+    tokens_are_chunks: bool = False
+    """Whether `num_tokens` holds pieces of text, since the server does not say how many tokens they are."""
 
     @property
     def num_failed(self) -> int:
@@ -127,13 +134,42 @@ class LoadResult:
         return self.shape.seconds
 
     @property
+    def num_generator_faults(self) -> int:
+        """Of the failures, those for which this machine lacked files, ports or memory."""
+        return sum(failure.count for failure in self.failures if failure.name == GENERATOR)
+
+    @property
+    def histogram_all(self) -> Histogram:
+        """Durations of all requests; failures are in the last bucket, which is over every limit."""
+        merged = Histogram()
+        merged.merge(self.histogram)
+        merged.counts[-1] += self.num_failed
+        return merged
+
+    @property
     def lag_p99_ns(self) -> int:
         """Delay that 99 % of the sendings did not exceed, in nanoseconds; 0 if nothing was sent."""
-        return self.lag_histogram.percentile(99.0) if self.lag_histogram.num_samples else 0
+        return self.lag_percentile_ns(99.0)
+
+    def lag_percentile_ns(self, percentile: float) -> int:
+        """Give the delay that so many per cent of the sendings did not exceed, in nanoseconds; 0 if nothing was sent.
+
+        A gate of a high percentile looks at the same percentile of the lag: what only a few requests in a thousand
+        met can be all that makes it slow.
+
+        Args:
+            percentile: In per cent, in (0, 100).
+        """
+        return self.lag_histogram.percentile(percentile) if self.lag_histogram.num_samples else 0
+
+    @property
+    def lag_percentile(self) -> float:
+        """Which percentile of the lag `why_not_kept` judges: the 99th or that of the limit, if that is higher."""
+        return max(99.0, self.limit_percentile)
 
     @property
     def max_lag_ns(self) -> int:
-        """What `lag_p99_ns` may be: 1 ms, or 5 % of the limit if that is more."""
+        """What the lag may be: 1 ms, or 5 % of the limit if that is more."""
         return max(_MAX_LAG_NS, int(_MAX_LAG_SHARE * (self.limit_ms or 0.0) * 1e6))
 
     @property
@@ -146,12 +182,25 @@ class LoadResult:
         """Why the server did not meet the load that was asked for; empty if it did."""
         if not self.is_complete:
             return f"the load is not complete: {self.stopped_because}"
-        if self.lag_p99_ns > self.max_lag_ns:
+        if not self.num_requests:
+            return f"no request came due: {self.shape.description}"
+        if self.num_generator_faults:
+            what = next(failure.sample for failure in self.failures if failure.name == GENERATOR)
+            return f"{self.num_generator_faults:,} requests failed in the load generator itself: {what}"
+        if self.begin_uncertainty_s > _MAX_BEGIN_UNCERTAINTY_S:
+            return f"a worker may have begun {1e3 * self.begin_uncertainty_s:.0f} ms after the others"
+        if self.is_late:
             return (
-                f"1 % of the requests left more than {self.lag_p99_ns / 1e6:.2f} ms late, and "
+                f"{100 - self.lag_percentile:g} % of the requests left more than "
+                f"{self.lag_percentile_ns(self.lag_percentile) / 1e6:.2f} ms late, and "
                 f"{self.max_lag_ns / 1e6:g} ms are allowed: the load generator was too slow"
             )
         return ""
+
+    @property
+    def is_late(self) -> bool:
+        """Whether more requests than may left later than allowed."""
+        return self.lag_percentile_ns(self.lag_percentile) > self.max_lag_ns
 
     def count_over(self, limit_ms: float) -> int:
         """Requests over a limit in milliseconds, every failure included."""
@@ -173,10 +222,20 @@ class LoadResult:
         inflation = percentile_inflation(kept_ms, percentile)
         if self.is_sampled:
             return bound_percentile(kept_ms, percentile, confidence, inflation)
-        with_failures = Histogram()
-        with_failures.merge(self.histogram)
-        with_failures.counts[-1] += self.num_failed  # the last bucket is over every limit
-        return _in_ms(with_failures.bounds(percentile, confidence, inflation))
+        return _in_ms(self.histogram_all.bounds(percentile, confidence, inflation))
+
+    def percentile_without_lag(self, percentile: float, confidence: float = 0.99) -> PercentileBounds:
+        """Bound a percentile of the time since the sending, in milliseconds, of the requests that were kept.
+
+        It flatters the server where the load generator waited for it, so it certifies nothing; but a server that is
+        within its limit by this and over it by `percentile` is slow by the load generator's lag only.
+
+        Args:
+            percentile: In per cent, in (0, 100).
+            confidence: Of each bound on its own.
+        """
+        sent_ms = np.where(self.outcome == 0, (self.wall_ns - self.lag_ns) / 1e6, np.inf)
+        return bound_percentile(sent_ms, percentile, confidence, percentile_inflation(sent_ms, percentile))
 
     def percentiles(self, confidence: float = 0.99) -> tuple[PercentileBounds, ...]:
         """Bound the usual percentiles of the latency, in milliseconds."""
@@ -209,7 +268,11 @@ class LoadResult:
             atomic_write(folder / GAPS, columns_to_bytes({"itl_ns": self.itl_ns}))
         atomic_write(folder / SAMPLES, columns_to_bytes(columns))
         seconds = [asdict(second) for second in self.timeline()]
-        histograms = {"histogram": self.histogram.encode(), "lag_histogram": self.lag_histogram.encode()}
+        histograms = {
+            "histogram": self.histogram_all.encode(),
+            "histogram_ok": self.histogram.encode(),
+            "lag_histogram": self.lag_histogram.encode(),
+        }
         value = {"schema_version": 1} | self.summary() | {"timeline": seconds} | histograms
         atomic_write(folder / LOAD, pretty_json(value))
 
@@ -237,7 +300,7 @@ class LoadResult:
                 shape=Shape.from_json(value["shape"]),
                 itl_ns=read_columns(folder / GAPS)["itl_ns"] if is_stream else None,
                 failures=tuple(Failure(**failure) for failure in value["failures"]),
-                histogram=Histogram.decode(value["histogram"]),
+                histogram=Histogram.decode(value["histogram_ok"]),
                 lag_histogram=Histogram.decode(value["lag_histogram"]),
                 notes=tuple(value["notes"]),
                 machine=Machine.from_json(value["machine"]),
@@ -262,6 +325,8 @@ _PLAIN = (
     "client_cpu_us",
     "max_in_flight",
     "num_connections",
+    "begin_uncertainty_s",
+    "tokens_are_chunks",
     "is_complete",
     "stopped_because",
 )
@@ -282,6 +347,8 @@ def _check(result: LoadResult, value: Mapping[str, Any]) -> None:
         raise ValueError("a failure that nothing met")
     if result.histogram.num_samples != result.num_ok:
         raise ValueError(f"{result.histogram.num_samples} in the histogram, {result.num_ok} right answers")
+    if Histogram.decode(value["histogram"]) != result.histogram_all:
+        raise ValueError("the histogram is not that of the right answers and the failures")
     if result.is_sampled:
         counts = np.bincount(result.outcome, minlength=len(result.failures) + 1)[1:]
         if counts.tolist() != [failure.count for failure in result.failures]:

@@ -115,10 +115,16 @@ def test_no_turn_that_took_no_time_passes(row: int, broken: int, name: str) -> N
 @settings(max_examples=30, deadline=None)
 @given(BROKEN | st.just(0.0) | st.just(-5.0))
 def test_no_start_that_is_none_passes(broken: float) -> None:
-    start = replace(built.start(), load_ms=broken, verify_ms=0.0, startup_cpu_ms=0.0, first_run_ms=0.0)
-    assert_no_pass(Gates(start=StartGate(max_ms=EASY)), built.evidence(starts=(start,)))
-    nothing = replace(built.start(), peak_rss_bytes=0)
-    assert_no_pass(Gates(memory=MemoryGate(max_mb=EASY)), built.evidence(starts=(built.start(), nothing)[1:]))
+    start = built.start()
+    times = replace(start.processes[0], first_answer_ms=broken)
+    memory = replace(start.processes[0], peak_rss_bytes=0)
+    for gates, worse in (
+        (Gates(start=StartGate(max_ms=EASY)), times),
+        (Gates(memory=MemoryGate(max_mb=EASY)), memory),
+    ):
+        broken_start = replace(start, processes=(*start.processes, worse))
+        assert_no_pass(gates, built.evidence(starts=(broken_start,)))
+        assert_no_pass(gates, built.evidence(starts=(start, replace(start, processes=(worse,) * 7))))
 
 
 EMPTY: list[tuple[Gates, Callable[[], dict[str, object]]]] = [
