@@ -10,9 +10,10 @@ from typing import Any
 
 from bench.gates.verdict import Outcome
 from bench.load.plan import LoadPlan
-from bench.load.result import FILES, LOAD, LoadResult
+from bench.load.result import LoadResult
 from bench.load.run import run_load
 from bench.load.schedule import constant
+from bench.load.stored import FILES, LOAD
 from bench.raw import pretty_json
 from bench.stats.percentiles import required_samples
 from edgesmith.errors import ServerError, UsageError

@@ -194,7 +194,9 @@ def _table(table: Table) -> str:
         f'<th{_text_class(index, table)} scope="col">{_safe(text)}</th>' for index, text in enumerate(table.head)
     )
     rows = "\n".join(
-        "<tr>" + "".join(_cell(cell, _attributes(index, table)) for index, cell in enumerate(row)) + "</tr>"
+        "<tr>"
+        + "".join(_cell(cell, _text_class(i, table), _column_name(i, table)) for i, cell in enumerate(row))
+        + "</tr>"
         for row in table.rows
     )
     caption = f'<p class="caption">{_safe(table.caption)}</p>' if table.caption else ""
@@ -209,27 +211,27 @@ def _text_class(index: int, table: Table) -> str:
     return ' class="text"' if index < table.num_text else ""
 
 
-def _attributes(index: int, table: Table) -> str:
-    """A cell's class; in a table that may be stacked, also its column's name."""
-    name = f' data-name="{_safe(table.head[index])}"' if table.is_stacked and index else ""
-    return _text_class(index, table) + name
+def _column_name(index: int, table: Table) -> str:
+    """Stands beside the cell's value where its row is a card."""
+    return f' data-name="{_safe(table.head[index])}"' if table.is_stacked and index else ""
 
 
-def _cell(cell: Cell, attributes: str) -> str:
+def _cell(cell: Cell, text_class: str, name: str) -> str:
     match cell:
         case Outcome():
-            return f"<td{attributes}>{_pill(cell)}</td>"
-        case Noted():
-            return f"<td{attributes}><span>{_safe(cell.text)}<small>{_safe(cell.note)}</small></span></td>"
+            return f"<td{name}>{_pill(cell)}</td>"
         case Heat():
             level = round(min(1.0, max(0.0, cell.share)) * _HEAT_LEVELS)
-            return f'<td class="h{level}">{_safe(cell.text)}</td>'
+            return f'<td class="h{level}"{name}>{_safe(cell.text)}</td>'
         case Bar():
-            return f'<td class="bar" style="--w:{100 * min(1.0, max(0.0, cell.share)):.1f}%">{_safe(cell.text)}</td>'
+            width = f"{100 * min(1.0, max(0.0, cell.share)):.1f}%"
+            return f'<td class="bar" style="--w:{width}"{name}>{_safe(cell.text)}</td>'
         case Mono():
-            return f'<td class="text mono">{_safe(cell.text)}</td>'
+            return f'<td class="text mono"{name}>{_safe(cell.text)}</td>'
+        case Noted():
+            return f"<td{text_class}{name}><span>{_safe(cell.text)}<small>{_safe(cell.note)}</small></span></td>"
         case str():
-            return f"<td{attributes}>{_safe(cell)}</td>"
+            return f"<td{text_class}{name}>{_safe(cell)}</td>"
 
 
 def _branch(branch: Branch) -> str:

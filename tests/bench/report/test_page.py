@@ -115,6 +115,15 @@ def test_every_swatch_of_the_files_is_one_kind(release: ReleaseReport) -> None:
     assert "server, other: 25.4 MB" in plot  # parts 5 to 9 that found no colour, and the small ones
 
 
+def test_every_value_of_a_card_has_its_name(page: str) -> None:
+    cards = re.findall(r'<div class="wide stacked".*?</table>', page, re.DOTALL)
+    assert len(cards) > 8
+    for table in cards:
+        names = re.findall(r"<th [^>]*>([^<]*)", table)
+        for row in re.findall(r"<tr>(<td.*?)</tr>", table, re.DOTALL):
+            assert re.findall(r'<td[^>]*data-name="([^"]*)"', row) == names[1:]
+
+
 def test_one_of_a_kind_is_not_written_as_several() -> None:
     whole = built.target("server", size_mb=23.1, middle=1.9, drop=0.002, seed=1)
     (duet,) = whole.duets
