@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -286,6 +286,7 @@ def judge_measured(
             verdicts = [_unchanged(artifact)]
         else:
             verdicts = judge(Gates(regression=regression), measured_pair(artifact, previous, found, where))
+            verdicts = [replace(one, reason=one.reason.replace("the baseline", previous.name)) for one in verdicts]
     if baseline is not None and baseline.digest == artifact.digest:
         gates = gates.absolute
     if gates.are_set:

@@ -228,6 +228,7 @@ def judge_times(draw: Callable[[Rng, int], Floats], n: int, gate: LatencyGate) -
             cpu_ns=wall_ns,
             start_ns=np.cumsum(wall_ns),
             num_warm_up=0,
+            num_inputs=n,
             is_settled=True,
             machine=MACHINE,
             load_after=0.0,

@@ -328,7 +328,7 @@ def _duet_facts(duet: Duet) -> _DuetFacts:
         num_samples=duet.num_sessions if are_few else duet.num_pairs,
         num_required=MIN_SESSIONS if are_few else MIN_PAIRS,
         samples="sessions" if are_few else "pairs of turns",
-        evidence=f"{duet.num_pairs:,} pairs of turns of {duet.turn_requests} requests in {duet.num_sessions:,} "
+        evidence=f"{duet.num_pairs:,} pairs of turns of {duet.turn_requests} request(s) in {duet.num_sessions:,} "
         f"sessions; {duet.inputs}; measured on {duet.machine.name}",
         machine=duet.machine.name,
         is_settled=duet.is_settled,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.gates.verdict import show
 from bench.histogram import Histogram
 from bench.load.recording import GENERATOR
 from bench.load.schedule import Shape
@@ -183,10 +184,11 @@ class LoadResult:
         if self.begin_uncertainty_s > _MAX_BEGIN_UNCERTAINTY_S:
             return f"a worker may have begun {1e3 * self.begin_uncertainty_s:.0f} ms after the others"
         if self.is_late:
+            allowed_ms = self.max_lag_ns / 1e6
+            late = show(self.lag_percentile_ns(self.lag_percentile) / 1e6, allowed_ms, rounding="up")
             return (
-                f"{100 - self.lag_percentile:g} % of the requests left more than "
-                f"{self.lag_percentile_ns(self.lag_percentile) / 1e6:.2f} ms late, and "
-                f"{self.max_lag_ns / 1e6:g} ms are allowed: the load generator was too slow"
+                f"{100 - self.lag_percentile:.4g} % of the requests left more than {late} ms late, and "
+                f"{allowed_ms:g} ms are allowed: the load generator was too slow"
             )
         return ""
 

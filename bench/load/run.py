@@ -71,6 +71,10 @@ def run_load(plan: LoadPlan, *, out: Path | None = None, progress: Progress = SI
     for note in target.notes:
         progress.note(note)
     with _scratch_folder() as folder, hold_job(plan, target) as job:
+        if plan.expect_workers:
+            address = f"{plan.master_host}:{plan.master_port or _LOCUST_PORT}"
+            wanted = f"waiting for {plan.expect_workers} workers on {address}, for {plan.workers_wait_s:g} s at most"
+            progress.note(f"{wanted}; start them with `edgesmith load {address} --worker`")
         if plan.web_port is not None:
             progress.note(f"Locust's page: http://127.0.0.1:{plan.web_port}")
         with Watch() as watch:

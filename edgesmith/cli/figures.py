@@ -87,7 +87,8 @@ def _start(figures: Mapping[str, Any]) -> None:
 
     console.print_facts(
         {
-            "cold start": f"{figures['cold_start_ms']:.0f} ms to the first answer of a fresh process",
+            "start": f"{figures['cold_start_ms']:.0f} ms to the first answer of a fresh process, files "
+            + ("read from the disk" if figures["is_cache_cold"] else "in the page cache already"),
             "memory": f"{format_bytes(figures['peak_rss_bytes'])} at the peak",
         }
     )

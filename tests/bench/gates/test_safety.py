@@ -109,7 +109,7 @@ def test_no_turn_that_took_no_time_passes(row: int, broken: int, name: str) -> N
     times[row] = broken
     evidence = built.evidence(duets=(replace(good, **{name: times}),))
     assert_no_pass(Gates(speed=SpeedGate(min_speedup=0.001)), evidence)
-    assert_no_pass(Gates(regression=RegressionGate(max_slowdown=EASY)), evidence)
+    assert_no_pass(Gates(regression=RegressionGate(max_slowdown=0.99)), evidence)
 
 
 @settings(max_examples=30, deadline=None)
@@ -146,10 +146,10 @@ EMPTY: list[tuple[Gates, Callable[[], dict[str, object]]]] = [
     (Gates(cpu=CpuGate(max_ms=EASY)), lambda: {"latencies": (built.latency([]),)}),
     (Gates(throughput=ThroughputGate(min_per_second=1e-9)), lambda: {"throughputs": (built.throughput([]),)}),
     (Gates(speed=SpeedGate(min_speedup=1e-9)), lambda: {"duets": (built.duet(5.0, num_sessions=0),)}),
-    (Gates(regression=RegressionGate(max_slowdown=EASY)), lambda: {"duets": (built.duet(5.0, num_sessions=0),)}),
+    (Gates(regression=RegressionGate(max_slowdown=0.99)), lambda: {"duets": (built.duet(5.0, num_sessions=0),)}),
     (Gates(download=DownloadGate(max_mb=EASY)), lambda: {"footprint": built.footprint(0)}),
     (Gates(size=SizeGate(max_mb=EASY)), lambda: {"artifact": built.subject("int8", 0)}),
-    (Gates(size=SizeGate(max_growth=EASY)), lambda: {"baseline": built.subject("fp32", 0)}),
+    (Gates(size=SizeGate(max_growth=0.99)), lambda: {"baseline": built.subject("fp32", 0)}),
 ]
 
 
