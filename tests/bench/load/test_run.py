@@ -216,7 +216,8 @@ def test_a_taken_port_of_the_page_is_said_before_anything_starts(start_server: S
 def test_ctrl_c_keeps_what_was_seen(start_server: StartServer, tmp_path: Path) -> None:
     server = start_server(delay_ms=300)
     script = (
-        "import sys; from pathlib import Path; from bench.load import *\n"
+        "import signal, sys; from pathlib import Path; from bench.load import *\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         f"result = run_load(LoadPlan(url={server.url!r}, shape=constant(50, 60), warm_up_requests=1),"
         f" out=Path({str(tmp_path)!r}))\n"
         "sys.exit(0 if not result.is_complete else 7)"
