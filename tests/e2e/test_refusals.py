@@ -269,7 +269,13 @@ def test_pattern_that_excludes_nothing_is_refused(released: Released, tmp_path: 
 def test_interrupt_ends_with_130_and_a_word(project: Project) -> None:
     command = project.command("run", "recipe.yaml", "--out", "out", "--json")
     with subprocess.Popen(
-        command, cwd=project.folder, env=project.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=project.folder,
+        env=project.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     ) as process:
         assert process.stderr is not None
         assert "merge" in process.stderr.readline()
