@@ -115,7 +115,7 @@ def save_model(folder: Path, config: Any, *, loader: Any = transformers.AutoMode
         model = loader.from_config(config)
         generator = torch.Generator().manual_seed(1)
         for parameter in model.parameters():
-            parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.12)
         model.save_pretrained(folder)
 
 
