@@ -34,7 +34,7 @@ def encode(checkpoint: Checkpoint, tensor: PlannedTensor) -> Iterator[bytes | me
         if not np.isfinite(numbers).all():
             raise _not_finite(checkpoint, tensor)
         data = encode_values(numbers, tensor.dtype)
-        if tensor.dtype == "f16" and not np.isfinite(data.view("<f2")).all():
+        if tensor.dtype == "f16" and not np.isfinite(data.astype(np.float16, copy=False)).all():
             raise _too_large(checkpoint, tensor, float(np.abs(numbers).max()))
         yield data.data.cast("B")
 
@@ -83,14 +83,14 @@ def encode_values(numbers: NDArray[np.float32], dtype: FloatType) -> NDArray[np.
     """
     match dtype:
         case "f32":
-            return np.ascontiguousarray(numbers, "<f4")
+            return np.asarray(numbers, "<f4")
         case "f16":
             with np.errstate(over="ignore"):
-                return numbers.astype("<f2")
+                return numbers.astype(np.float16)
         case "bf16":
-            bits = np.ascontiguousarray(numbers, "<f4").view("<u4")
+            bits = np.ascontiguousarray(numbers).view(np.uint32)
             rounding = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-            return ((bits + rounding) >> np.uint32(16)).astype("<u2")
+            return ((bits + rounding) >> np.uint32(16)).astype(np.uint16)
 
 
 def _not_finite(checkpoint: Checkpoint, tensor: PlannedTensor) -> CheckpointError:

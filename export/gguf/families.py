@@ -20,6 +20,7 @@ from export.gguf.family_settings import (
     phi3_settings,
     qwen_settings,
     smollm3_settings,
+    xlm_roberta_settings,
 )
 from export.gguf.metadata import Metadata
 from export.gguf.model_config import ModelConfig
@@ -70,6 +71,10 @@ def _fused(config: ModelConfig) -> NDArray[np.intp]:
     return split_fused_heads(config.integer("num_attention_heads"), config.head_dim)
 
 
+def _positions_after_padding(config: ModelConfig) -> NDArray[np.intp]:
+    return np.arange(config.integer("pad_token_id") + 1, config.integer("max_position_embeddings"))
+
+
 _ROTARY_PAIRS = (
     Change(pattern=r"\.q_proj\.(weight|bias)", rows=_queries),
     Change(pattern=r"\.k_proj\.(weight|bias)", rows=_keys),
@@ -113,6 +118,14 @@ FAMILIES: Mapping[str, Family] = {
         settings=bert_settings,
         unused=_HEADS_OF_ENCODERS,
         rename={"bert.": ""},
+        is_encoder=True,
+    ),
+    "xlm-roberta": Family(
+        architecture="bert",
+        settings=xlm_roberta_settings,
+        changes=(Change(pattern=r"position_embeddings\.weight", rows=_positions_after_padding),),
+        unused=(*_HEADS_OF_ENCODERS, r"lm_head\..*"),
+        rename={"roberta.": ""},
         is_encoder=True,
     ),
 }  # fmt: skip

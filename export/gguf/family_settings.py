@@ -23,6 +23,7 @@ __all__ = [
     "phi3_settings",
     "qwen_settings",
     "smollm3_settings",
+    "xlm_roberta_settings",
 ]
 
 _COMPUTES = "llama.cpp's code for this family computes with"
@@ -190,6 +191,13 @@ def bert_settings(config: ModelConfig) -> tuple[Metadata, Rope, list[str]]:
     settings["attention.layer_norm_epsilon"] = config.number("layer_norm_eps")
     settings["attention.causal"] = False
     return settings, Rope(settings={}), left_out
+
+
+def xlm_roberta_settings(config: ModelConfig) -> tuple[Metadata, Rope, list[str]]:
+    """XLM-RoBERTa: BERT whose positions are counted from behind the padding token's number."""
+    settings, rope, left_out = bert_settings(config)
+    settings["context_length"] = config.integer("max_position_embeddings") - config.integer("pad_token_id") - 1
+    return settings, rope, left_out
 
 
 def _gelu_note(config: ModelConfig, activation: object) -> list[str]:

@@ -18,9 +18,9 @@ from export.load import load_model
 from export.reference import torch_threads
 from serve.runtime.llama_library import LlamaContext, LlamaModel
 
-__all__ = ["LogitParity", "StateParity", "check_logits", "check_states"]
+__all__ = ["TOLERANCES", "LogitParity", "StateParity", "Tolerance", "check_logits", "check_states"]
 
-_SEED_MEND = "Do not ship this file. Report the architecture with its config.json."
+_MEND = "Do not ship this file. Report the architecture with its config.json."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,13 +121,19 @@ def check_logits(
             f"{gguf_file}: the logits of llama.cpp differ from torch's: mean KLD {result.mean_kld:.3g} (at most "
             f"{bound.mean_kld:g}), same top token {result.same_top:.2%} (at least {bound.same_top:.2%}), "
             f"{result.num_tokens} tokens",
-            mend=_SEED_MEND,
+            mend=_MEND,
         )
     return result
 
 
 def check_states(
-    checkpoint: Path, gguf_file: Path, *, texts: Sequence[str], dtype: FloatType, max_tokens: int = 256, threads: int = 1
+    checkpoint: Path,
+    gguf_file: Path,
+    *,
+    texts: Sequence[str],
+    dtype: FloatType,
+    max_tokens: int = 256,
+    threads: int = 1,
 ) -> StateParity:
     """Read texts with both, compare the last hidden state of every token: for encoders.
 
@@ -140,7 +146,7 @@ def check_states(
         raise VerificationError(
             f"{gguf_file}: the states of llama.cpp differ from torch's: cosine {result.min_cosine:.6f}, at least "
             f"{TOLERANCES[dtype].min_cosine} was expected",
-            mend=_SEED_MEND,
+            mend=_MEND,
         )
     return result
 

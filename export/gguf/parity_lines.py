@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["generate_lines"]
 
-_WORDS = (
-    "the of and to in is that for it was on are as with his they at be this from have or had by word but what some "
-    "we can out other were all there when up use your how said an each she which do their time if will way about "
-    "many then them would write like so these her long make thing see him two has look more day could go come did "
-    "number sound no most people my over know water than call first who may down side been now find any new work "
-    "part take get place made live where after back little only round man year came show every good give our under "
-    "name very through just form sentence great think say help low line differ turn cause much mean before move "
-    "right boy old too same tell does set three want air well also play small end put home read hand port large "
-    "spell add even land here must big high such follow act why ask men change went light kind off need house "
-    "Über naïve façade Ærøskøbing crème brûlée señor garçon smörgåsbord Łódź Dvořák Zürich coöperate élève "
-    "I'm you're he'll she'd it's we've don't DON'T They'RE o'clock e-mail U.S.A. Dr. Mr. vs. etc."
-).split()
+_WORDS = """
+the of and to in is that for it was on are as with his they at be this from have or had by word but what some
+we can out other were all there when up use your how said an each she which do their time if will way about
+many then them would write like so these her long make thing see him two has look more day could go come did
+number sound no most people my over know water than call first who may down side been now find any new work
+part take get place made live where after back little only round man year came show every good give our under
+name very through just form sentence great think say help low line differ turn cause much mean before move
+right boy old too same tell does set three want air well also play small end put home read hand port large
+spell add even land here must big high such follow act why ask men change went light kind off need house
+Über naïve façade Ærøskøbing crème brûlée señor garçon smörgåsbord Łódź Dvořák Zürich coöperate élève
+I'm you're he'll she'd it's we've don't DON'T They'RE o'clock e-mail U.S.A. Dr. Mr. vs. etc.
+""".split()  # noqa: SIM905
 _CODE = (
     "def f(x):\n    return x ** 2", "for (int i = 0; i < n; ++i) {", "\tif err != nil {\n\t\treturn err\n\t}",
     "SELECT * FROM t WHERE a <> 'b' -- c", "#include <vector>", "x = {\"a\": [1, 2.5e-3, None]}", "a&&b||!c",
@@ -28,11 +28,26 @@ _CODE = (
 )  # fmt: skip
 _SPACES = (" ", "  ", "   ", "        ", "\t", "\t\t", "\n", "\n\n", "\r\n", " \n", "\n ", " \t ", "\u00a0", "\u2003",
            "\u3000", "\v", "\f")  # fmt: skip
-_EMOJI = ("😀", "👍🏽", "👨‍👩‍👧‍👦", "🇩🇪", "❤️", "🏳️‍🌈", "🤷‍♀️", "✨", "☕", "1️⃣", "🧑‍💻", "🫠", "→", "★", "™", "€", "½", "²")
-_PUNCTUATION = tuple("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~") + ("...", "--", "—", "…", "«", "»", "“", "”", "„", "¿", "¡")
-_CONTROLS = tuple(chr(code) for code in (*range(1, 9), 14, 27, 31, 127, 0x85, 0xAD)) + (
-    "\u200b", "\u200d", "\u200e", "\u2028", "\ufeff",
+_EMOJI = (
+    "😀", "👍🏽", "👨‍👩‍👧‍👦", "🇩🇪", "❤️", "🏳️‍🌈", "🤷‍♀️", "✨", "☕", "1️⃣", "🧑‍💻", "🫠", "→", "★", "™", "€", "½", "²",
 )  # fmt: skip
+_PUNCTUATION: Sequence[str] = (
+    "...",
+    "--",
+    "—",
+    "…",
+    "«",
+    "»",
+    "“",
+    "”",
+    "„",
+    "¿",
+    "¡",
+    *"!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~",
+)
+_CONTROLS = tuple(
+    chr(code) for code in (*range(1, 9), 14, 27, 31, 127, 0x85, 0xAD, 0x200B, 0x200D, 0x200E, 0x2028, 0xFEFF)
+)
 # First and last character of scripts' plain letters.
 _SCRIPTS = (
     ("一", "鿋"), ("ا", "ي"), ("٠", "٩"), ("а", "я"), ("А", "Я"), ("α", "ω"), ("א", "ת"), ("अ", "ह"), ("ก", "ฮ"),
@@ -101,6 +116,10 @@ def _controls(rng: random.Random) -> str:
     return "".join(rng.choice(_CONTROLS if rng.random() < 0.3 else _WORDS) for _ in range(10))
 
 
+def _marks(rng: random.Random) -> str:
+    return rng.choice(_PUNCTUATION) * rng.randint(1, 6)
+
+
 def _mixed(rng: random.Random) -> str:
-    parts = (_prose, _digits, _spaces, _emoji, _script, lambda rng: rng.choice(_PUNCTUATION) * rng.randint(1, 6))
+    parts: tuple[Callable[[random.Random], str], ...] = (_prose, _digits, _spaces, _emoji, _script, _marks)
     return "".join(rng.choice(parts)(rng)[: rng.randint(1, 30)] for _ in range(rng.randint(2, 5)))

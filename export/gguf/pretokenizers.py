@@ -34,9 +34,7 @@ _WORDS_BY_CASE = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
 )
 _TEKKEN = rf"{_WORDS_BY_CASE[0]}|{_WORDS_BY_CASE[1]}|\p{{N}}|{_SLASHES_AND_SPACE}"
-_GPT4O = (
-    rf"{_WORDS_BY_CASE[0]}{_CONTRACTIONS}?|{_WORDS_BY_CASE[1]}{_CONTRACTIONS}?|\p{{N}}{{1,3}}|{_SLASHES_AND_SPACE}"
-)
+_GPT4O = rf"{_WORDS_BY_CASE[0]}{_CONTRACTIONS}?|{_WORDS_BY_CASE[1]}{_CONTRACTIONS}?|\p{{N}}{{1,3}}|{_SLASHES_AND_SPACE}"
 _BYTES = "bytes"
 
 # Spellings of one rule that match the same text: a possessive quantifier changes nothing where what follows it
@@ -86,13 +84,13 @@ def find_pre_tokenizer(pre_tokenizer: Mapping[str, Any] | None, *, ignore_merges
 
 
 def split_rules(pre_tokenizer: Mapping[str, Any] | None) -> Iterator[str]:
-    """Yield the rules by which a text is split, in one spelling, in their order.
+    r"""Yield the rules by which a text is split, in one spelling, in their order.
 
     Args:
         pre_tokenizer: As in `tokenizer.json`; sequences may be nested.
 
     >>> list(split_rules({"type": "Digits", "individual_digits": True}))
-    ['\\\\p{N}']
+    ['\\p{N}']
     """
     rule = pre_tokenizer or {}
     match rule.get("type"):

@@ -76,7 +76,7 @@ def _adds_space(file: TokenizerFile) -> bool:
 
 
 def _metaspace_prepends(rule: Mapping[str, Any]) -> bool:
-    return rule.get("prepend_scheme", "always" if rule.get("add_prefix_space", True) else "never") != "never"
+    return str(rule.get("prepend_scheme", "always" if rule.get("add_prefix_space", True) else "never")) != "never"
 
 
 def _strange(file: TokenizerFile, rule: object) -> UnsupportedError:

@@ -46,7 +46,7 @@ def special_tokens(file: TokenizerFile, config: ModelConfig, num_tokens: int) ->
     settings: Metadata = {}
     left_out: list[str] = []
     for role, key in _ROLES.items():
-        index = file.special_id(role)
+        index = file.unknown_id if role == "unk" else file.special_id(role)
         if index is None and role in ("bos", "pad"):
             index = _config_id(file, config, role)
         if index is not None:
@@ -96,7 +96,7 @@ def _frame(file: TokenizerFile, settings: Metadata) -> Metadata:
     if before not in ([], [first]) or after not in ([], [last]):
         raise UnsupportedError(
             f"{file.path}: puts the tokens {before} before and {after} after a text; GGUF can only put the first "
-            f"({first}) and the last token ({last}) there",
+            f"({first!r}) and the last token ({last!r}) there",
             mend="Set bos_token and eos_token in tokenizer_config.json to the tokens that the post-processor adds.",
         )
     return extra | {"tokenizer.ggml.add_bos_token": bool(before), "tokenizer.ggml.add_eos_token": bool(after)}

@@ -87,7 +87,7 @@ def plan_tensors(
         found = names.get_type_and_name(_canonical(source, family), try_suffixes=(".weight", ".bias"))
         if found is None:
             raise UnsupportedError(
-                f"{checkpoint.path_of(source)}: the tensor {source!r} has no place in a GGUF file of {config.model_type}",
+                f"{checkpoint.path_of(source)}: {source!r} has no place in a GGUF file of {config.model_type}",
                 mend="Save the model without it, or choose another format for this checkpoint.",
             )
         kind, name = found
@@ -126,11 +126,13 @@ def _plan(
     change = _change_of(source, family)
     shape = entry.shape[::-1] if change.transposed else entry.shape
     rows = change.rows(config) if change.rows else None
-    if rows is not None and (not shape or shape[0] != len(rows)):
-        raise CheckpointError(
-            f"{checkpoint.path_of(source)}: {source!r} has {shape[:1]} rows, config.json asks for {len(rows)}",
-            mend="The weights and config.json are not of one model: get both from one source.",
-        )
+    if rows is not None:
+        if not shape or shape[0] != rows.max() + 1:
+            raise CheckpointError(
+                f"{checkpoint.path_of(source)}: {source!r} has {shape[:1]} rows, config.json asks for {rows.max() + 1}",
+                mend="The weights and config.json are not of one model: get both from one source.",
+            )
+        shape = (len(rows), *shape[1:])
     return PlannedTensor(
         name=name,
         source=source,

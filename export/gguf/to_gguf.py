@@ -12,6 +12,7 @@ from edgesmith.progress import SILENT, Progress
 from export.gguf.families import family_of
 from export.gguf.metadata import Metadata
 from export.gguf.model_config import ModelConfig, load_config
+from export.gguf.runtime_gaps import runtime_gaps
 from export.gguf.special_tokens import chat_templates, generation_defaults, special_tokens
 from export.gguf.tensor_plan import FloatType, plan_tensors
 from export.gguf.tokenizer_file import TokenizerFile
@@ -105,7 +106,7 @@ def to_gguf(
         size_bytes=size_bytes,
         largest_tensor_bytes=max(tensor.size_bytes for tensor in planned),
         peak_added_bytes=peak.added_bytes,
-        left_out=(*unused, *unsaid, *vocabulary.left_out, *more),
+        left_out=(*unused, *unsaid, *more, *(gap.note for gap in runtime_gaps(tokenizer))),
     )
 
 
@@ -124,8 +125,8 @@ def _header(
     tokenizer: TokenizerFile, config: ModelConfig, vocabulary: Vocabulary, name: str
 ) -> tuple[Metadata, list[str]]:
     tokens, left_out = special_tokens(tokenizer, config, len(vocabulary.tokens))
-    if vocabulary.model == "bert":
-        tokens["tokenizer.ggml.token_type_count"] = config.integer("type_vocab_size", default=2)
+    if config.get("type_vocab_size") is not None:
+        tokens["tokenizer.ggml.token_type_count"] = config.integer("type_vocab_size")
     named: Metadata = {"general.name": name} if name else {}
     header = named | generation_defaults(tokenizer) | tokens | chat_templates(tokenizer)
     return header, left_out

@@ -54,8 +54,23 @@ class TokenizerFile:
 
     @property
     def kind(self) -> str:
-        """Class of the model: BPE, Unigram, WordPiece, …"""
+        """Class of the model: such as BPE, Unigram or WordPiece."""
         return str(self.model.get("type"))
+
+    @property
+    def unknown_id(self) -> int | None:
+        """Token for what no other token covers."""
+        index, token = self.model.get("unk_id"), self.model.get("unk_token")
+        if token is not None:
+            index = self.tokenizer.token_to_id(str(token))
+        return index if type(index) is int else None
+
+    @property
+    def strips_accents(self) -> bool:
+        """Whether BERT's rules take accents off: unless they say, when they lowercase."""
+        rule = next(self.flatten("normalizer", "normalizers"), {})
+        stated = rule.get("strip_accents")
+        return bool(rule.get("lowercase")) if stated is None else bool(stated)
 
     def ids(self) -> dict[int, str]:
         """Every token by its number, those that were added included.

@@ -32,7 +32,6 @@ class Vocabulary:
     """Name of the pre-tokenizer."""
     settings: Metadata = field(default_factory=dict)
     """Scores, merges, flags."""
-    left_out: list[str] = field(default_factory=list)
 
     def metadata(self) -> Metadata:
         """All of it as the file stores it."""
@@ -91,25 +90,13 @@ def _list_tokens(file: TokenizerFile, num_embeddings: int) -> tuple[list[str], l
     return tokens, types
 
 
-def _trimmed_tokens(file: TokenizerFile) -> list[str]:
-    """Tokens that take the white space beside them along, or match whole words only: llama.cpp does neither."""
-    return [
-        f"the flag {flag} of the token {token['content']!r}"
-        for token in file.added
-        for flag in ("lstrip", "rstrip", "single_word")
-        if token.get(flag)
-    ]
-
-
 def _byte_level(file: TokenizerFile, tokens: list[str], types: list[TokenType]) -> Vocabulary:
-    left_out = _trimmed_tokens(file)
     for rule in file.flatten("normalizer", "normalizers"):
         if rule.get("type") != "NFC":
             raise UnsupportedError(
                 f"{file.path}: the normalizer {rule.get('type')} has no form in GGUF for a byte-level tokenizer",
                 mend="Choose another format for this checkpoint, such as onnx.",
             )
-        left_out.append("normalization to NFC: give llama.cpp texts that are composed already")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if file.model.get(key):
             raise UnsupportedError(f"{file.path}: {key} {file.model[key]!r} has no form in GGUF")
@@ -123,7 +110,6 @@ def _byte_level(file: TokenizerFile, tokens: list[str], types: list[TokenType]) 
         tokens=tokens,
         types=types,
         settings={"tokenizer.ggml.merges": merges} if merges else {},
-        left_out=left_out,
     )
 
 
@@ -132,34 +118,31 @@ def _sentence_piece(file: TokenizerFile, tokens: list[str], types: list[TokenTyp
     for index, token in enumerate(tokens):
         if types[index] == TokenType.NORMAL and is_byte_token(token):
             types[index] = TokenType.BYTE
-    _mark_unknown(types, file.model.get("unk_token"), tokens)
+    _mark_unknown(file, types)
     return Vocabulary(
         model="llama",
         found_by="BPE with byte fallback: SentencePiece; scores are the order of the merges",
         tokens=tokens,
         types=types,
         settings=settings,
-        left_out=_trimmed_tokens(file),
     )
 
 
 def _unigram(file: TokenizerFile, tokens: list[str], types: list[TokenType]) -> Vocabulary:
     settings = unigram(file, tokens)
-    unknown = file.model.get("unk_id")
-    _mark_unknown(types, None if unknown is None else tokens[unknown], tokens)
+    _mark_unknown(file, types)
     return Vocabulary(
         model="t5",
         found_by="Unigram: SentencePiece; scores are those of tokenizer.json",
         tokens=tokens,
         types=types,
         settings=settings,
-        left_out=_trimmed_tokens(file),
     )
 
 
-def _mark_unknown(types: list[TokenType], token: str | None, tokens: list[str]) -> None:
-    if token is not None and token in tokens:
-        types[tokens.index(token)] = TokenType.UNKNOWN
+def _mark_unknown(file: TokenizerFile, types: list[TokenType]) -> None:
+    if file.unknown_id is not None and file.unknown_id < len(types):
+        types[file.unknown_id] = TokenType.UNKNOWN
 
 
 def _word_piece(file: TokenizerFile, tokens: list[str], types: list[TokenType]) -> Vocabulary:
@@ -169,8 +152,6 @@ def _word_piece(file: TokenizerFile, tokens: list[str], types: list[TokenType]) 
     prefix = file.model.get("continuing_subword_prefix", "##")
     if normalizer.get("type") != "BertNormalizer" or splitter.get("type") != "BertPreTokenizer":
         raise UnsupportedError(f"{file.path}: WordPiece with rules other than BERT's has no form in GGUF")
-    lowercase = bool(normalizer.get("lowercase"))
-    strip = normalizer.get("strip_accents")
     for index, token in enumerate(tokens):
         if types[index] == TokenType.NORMAL:
             tokens[index] = token.removeprefix(prefix) if token.startswith(prefix) else f"\u2581{token}"
@@ -180,8 +161,7 @@ def _word_piece(file: TokenizerFile, tokens: list[str], types: list[TokenType]) 
         tokens=tokens,
         types=types,
         settings={
-            "tokenizer.ggml.normalizer.lowercase": lowercase,
-            "tokenizer.ggml.normalizer.strip_accents": lowercase if strip is None else bool(strip),
+            "tokenizer.ggml.normalizer.lowercase": bool(normalizer.get("lowercase")),
+            "tokenizer.ggml.normalizer.strip_accents": file.strips_accents,
         },
-        left_out=_trimmed_tokens(file),
     )

@@ -212,7 +212,7 @@ class _Reader:
         value = self.number(_SCALARS[kind])
         if kind == _BOOL and value > 1:
             raise _FormatError(f"{key!r} is neither true nor false but {value}")
-        return bool(value) if kind == _BOOL else value  # type: ignore[no-any-return]
+        return bool(value) if kind == _BOOL else value
 
     def array(self, key: str) -> GgufArray:
         """An array of numbers or texts; its elements are walked, not kept."""
@@ -260,7 +260,9 @@ class _Reader:
         if block is None:
             raise _FormatError(f"{name!r} has the unknown type {kind}")
         if shape[0] % block.num_values:
-            raise _FormatError(f"{name!r} has rows of {shape[0]} values, no multiple of {block.num_values} as {block.name}")
+            raise _FormatError(
+                f"{name!r} has rows of {shape[0]} values, {block.name} needs a multiple of {block.num_values}"
+            )
         return name, block, shape, int(self.number("<Q"))
 
     def place(self, found: GgufFile, infos: list[tuple[str, BlockType, tuple[int, ...], int]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -16,6 +17,9 @@ from edgesmith.errors import ArtifactError, MissingExtraError, UsageError
 from serve.runtime.gguf_file import read_gguf
 
 __all__ = ["LlamaContext", "LlamaModel", "load_library"]
+
+_ERROR_LEVEL = 4  # of ggml_log_level
+_ERRORS: deque[str] = deque(maxlen=8)
 
 
 @functools.cache
@@ -31,15 +35,27 @@ def load_library() -> ModuleType:
         raise MissingExtraError(
             "llama-cpp-python is not installed", mend="Install it with `pip install 'edgesmith[gguf]'`."
         ) from error
-    llama_cpp.llama_log_set(_ignore_log(llama_cpp), ctypes.c_void_p(0))
+    llama_cpp.llama_log_set(_keep_errors(llama_cpp), ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     return llama_cpp
 
 
 @functools.cache
-def _ignore_log(library: Any) -> Any:
-    """A callback that does nothing; kept here, for the library calls it as long as the process lives."""
-    return library.llama_log_callback(lambda *_: None)
+def _keep_errors(library: Any) -> Any:
+    """A callback that keeps the last errors; itself kept here, for the library calls it as long as it is loaded."""
+
+    def keep(level: int, text: bytes, _: object) -> None:
+        if level == _ERROR_LEVEL and (line := text.decode("utf-8", errors="replace").strip()):
+            _ERRORS.append(line)
+
+    return library.llama_log_callback(keep)
+
+
+def _last_error() -> str:
+    """What the library complained of, without the names of its functions; forgotten afterwards."""
+    lines = [line.partition(": ")[2] or line for line in _ERRORS]
+    _ERRORS.clear()
+    return lines[0] if lines else "it does not say why"
 
 
 class LlamaModel:
@@ -62,10 +78,11 @@ class LlamaModel:
         settings = self._library.llama_model_default_params()
         settings.vocab_only = vocab_only
         settings.n_gpu_layers = 0
+        _ERRORS.clear()
         self.handle = self._library.llama_model_load_from_file(str(path).encode(), settings)
         if not self.handle:
             raise ArtifactError(
-                f"{path}: llama.cpp cannot open it as {self.file.architecture!r}",
+                f"{path}: llama.cpp cannot open it as {self.file.architecture!r}: {_last_error()}",
                 mend="Convert it again, or use a llama.cpp that knows this architecture and tokenizer.",
             )
         self._vocabulary = self._library.llama_model_get_vocab(self.handle)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from export.gguf.parity_lines import generate_lines
 from export.quiet import quiet_libraries
