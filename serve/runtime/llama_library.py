@@ -7,7 +7,7 @@ import functools
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ _ERRORS: deque[str] = deque(maxlen=8)
 
 
 @functools.cache
-def load_library() -> ModuleType:
+def load_library() -> Any:
     """Import the library and silence what it logs.
 
     Raises:

@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,18 @@ TEXTS = (
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _needs_llama_cpp() -> None:
-    pytest.importorskip("gguf", reason="gguf is not installed")
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+MISSING = [name for name in ("gguf", "llama_cpp") if find_spec(name) is None]
+
+
+class _SkippedModule(pytest.Module):
+    """A file of tests that cannot even be imported."""
+
+    def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        pytest.skip(f"not installed: {', '.join(MISSING)}", allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    return _SkippedModule.from_parent(parent, path=module_path) if MISSING else None
 
 
 @pytest.fixture(scope="session")
