@@ -48,8 +48,11 @@ def read_columns(path: Path) -> dict[str, NDArray[np.int64]]:
         with storage_errors(path):
             content = path.read_bytes()
         header, *rows = gzip.decompress(content).decode().splitlines()
-        table = np.array([[int(value) for value in row.split(",")] for row in rows], dtype=np.int64)
         names = header.split(",")
+        values = [[int(value) for value in row.split(",")] for row in rows]
+        if any(len(row) != len(names) for row in values):
+            raise ValueError(f"a row without a value for each of {header}")
+        table = np.array(values, dtype=np.int64).reshape(-1, len(names))  # of two dimensions without a row, too
         return {name: table[:, index] for index, name in enumerate(names)}
 
 

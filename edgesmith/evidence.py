@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -258,6 +258,8 @@ def judge_measured(
 ) -> tuple[Evidence, list[Verdict]]:
     """Judge by what was found: regressions against `previous` where there is one, all else against the baseline.
 
+    An artifact that is its own baseline is judged by the gates that compare with none.
+
     Args:
         gates: The limits.
         artifact: What is to ship.
@@ -276,14 +278,35 @@ def judge_measured(
     from bench.gates.judge import judge
 
     evidence = measured_pair(artifact, baseline, found, where)
-    verdicts = []
-    if previous is not None and gates.regression is not None:
-        regression = Gates(regression=gates.regression)
+    verdicts: list[Verdict] = []
+    regression = gates.regression
+    if previous is not None and regression is not None:
         gates = gates.model_copy(update={"regression": None})
-        verdicts = judge(regression, measured_pair(artifact, previous, found, where))
+        if previous.digest == artifact.digest:
+            verdicts = [_unchanged(artifact)]
+        else:
+            verdicts = judge(Gates(regression=regression), measured_pair(artifact, previous, found, where))
+            verdicts = [replace(one, reason=one.reason.replace("the baseline", previous.name)) for one in verdicts]
+    if baseline is not None and baseline.digest == artifact.digest:
+        gates = gates.absolute
     if gates.are_set:
         verdicts = judge(gates, evidence) + verdicts
     return evidence, verdicts
+
+
+def _unchanged(artifact: Subject) -> Verdict:
+    """The verdict on regressions against a release that has the very same artifact."""
+    from bench.gates.verdict import Outcome, Verdict
+
+    return Verdict(
+        gate="regression",
+        verdict=Outcome.PASS,
+        reason=f"the artifact is the previous release's own, byte for byte ({artifact.digest[:19]}…).",
+        unit="",
+        threshold=0.0,
+        estimate=0.0,
+        bound=0.0,
+    )
 
 
 def load_gates(path: Path) -> Gates:

@@ -117,10 +117,17 @@ def _is_alive(pid: int) -> bool:
 def atomic_write(path: Path, content: bytes | str) -> None:
     """Write a whole file or nothing: temporary file, fsync, rename, fsync of the folder.
 
+    What is no plain file, such as /dev/stdout or a pipe, is written to as it is; of a link, the file it leads to.
+
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
     data = content.encode() if isinstance(content, str) else content
+    if path.is_relative_to("/dev") or (path.exists() and not path.is_file()):
+        with storage_errors(path), path.open("wb") as file:
+            file.write(data)
+        return
+    path = path.resolve() if path.is_symlink() else path
     temporary = temporary_sibling(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

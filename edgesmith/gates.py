@@ -30,7 +30,7 @@ __all__ = [
 
 Confidence = Annotated[float, Field(ge=0.5, lt=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Scenario = Literal["single", "server", "load"]
 
 
@@ -83,7 +83,7 @@ class SizeGate(_Limit):
     """Largest size in megabytes of 1,000,000 bytes."""
     min_reduction: Positive | None = None
     """How many times smaller than the baseline it must be: 3.9 is 3.9× smaller."""
-    max_growth: NotNegative | None = None
+    max_growth: Share | None = None
     """How much larger than the baseline it may be: 0.02 is 2 %."""
     of: Literal["model", "artifact"] = "model"
     """What is counted: the files with graph and weights, or all that ships (tokenizer, labels, …)."""
@@ -106,14 +106,18 @@ class MemoryGate(_Limit):
     """How much memory a fresh process may take that opens the artifact and answers."""
 
     max_mb: Positive
-    """Largest resident set at its peak, in megabytes of 1,000,000 bytes."""
+    """Largest resident set at its peak, in megabytes of 1,000,000 bytes: the most of several processes, with as much
+    to spare as they differ."""
 
 
 class StartGate(_Limit):
     """How long a fresh process may take until its first answer."""
 
     max_ms: Positive
-    """Longest cold start, in milliseconds: interpreter, check of the files, opening the model, first answer."""
+    """Longest time in milliseconds from making the process to its first answer: interpreter, check of the files,
+    opening the model, first answer. Of several starts, their median."""
+    confidence: Confidence = 0.99
+    """Of the bound on the median; 7 starts are needed for 99 %."""
 
 
 class LatencyGate(_Limit):
@@ -171,11 +175,11 @@ class SpeedGate(_Limit):
 class RegressionGate(_Limit):
     """How much worse than an earlier release it may be; than the baseline where no earlier release is named."""
 
-    max_slowdown: NotNegative | None = None
+    max_slowdown: Share | None = None
     """0.05 is 5 % more time for a request, both run in turns."""
     of: Literal["cpu", "wall"] = "cpu"
     """What the slowdown is of: CPU time, or the time that a caller waits."""
-    max_growth: NotNegative | None = None
+    max_growth: Share | None = None
     """0.02 is 2 % more bytes in the files with graph and weights."""
     max_drop: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = None
     """The largest loss of a metric on the same examples, in the metric's own unit."""

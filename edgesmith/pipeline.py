@@ -31,7 +31,6 @@ BASELINE_FP32 = "fp32"
 NUM_VERIFIED = 64
 NUM_TIMED = 64
 NUM_BATCHED = 128
-_EXPECTED_SLOW = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +205,8 @@ class _Walk:
             evidence |= self._measure_baseline(name, baseline)
             evidence["compare"] = self._compare(f"{name}: compare speed", "baseline", artifact, baseline)
         previous = self._previous(name)
-        if previous is not None:
+        is_unchanged = previous is not None and artifact is not None and previous.digest == artifact.digest
+        if previous is not None and not is_unchanged:
             does = f"{name}: compare speed with {self.against}"
             evidence["previous-compare"] = self._compare(does, "previous", artifact, previous)
             evidence["previous-eval"] = self._evaluate(f"{name}: eval {self.against}", previous)
@@ -309,11 +309,11 @@ class _Walk:
 
     def _needed_requests(self, scenario: Scenario, rate: float | None) -> int | None:
         """Requests with which the gates' percentiles can be certified although a few are slow; None without a gate."""
-        from bench.stats.percentiles import required_samples
+        from bench.gates.latency import requests_to_plan
 
         return max(
             (
-                required_samples(gate.percentile, gate.confidence, _EXPECTED_SLOW)
+                requests_to_plan(gate)
                 for gate in self.recipe.gates.latencies
                 if (gate.scenario, gate.rate) == (scenario, rate)
             ),

@@ -318,6 +318,8 @@ def _describe(fault: Any, root: yaml.Node, path: Path, prefix: tuple[str, ...]) 
         message = "is missing"
     elif fault["type"] != "value_error" and not isinstance(fault["input"], dict | list):
         message += f", not {fault['input']!r}"
+    if fault["type"] in ("less_than", "less_than_equal") and 1 in (fault.get("ctx") or {}).values():
+        message += "; it is a share: 0.05 means 5 %"
     line = _line(root, location)
     return f"{path}:{line}: {where + ': ' if where else ''}{message}"
 

@@ -17,11 +17,11 @@ from edgesmith.artifact import MANIFEST, Artifact, read_artifact
 from edgesmith.errors import EdgesmithError, UsageError
 from edgesmith.evidence import Role, write_role
 from edgesmith.files import copy_tree, hold_lock, storage_errors
-from edgesmith.gates import Gates
+from edgesmith.gates import Gates, RegressionGate
 from edgesmith.pipeline import Made, TargetResult, walk
 from edgesmith.progress import Progress
 from edgesmith.recipe import Recipe, load_recipe
-from edgesmith.releases import EVIDENCE, RELEASE, Ancestor, ReleasedTargetIndex, ReleaseIndex
+from edgesmith.releases import EVIDENCE, RELEASE, Ancestor, ReleasedTargetIndex, ReleaseIndex, read_index
 from edgesmith.reports import ReleasedTarget, build_report, read_targets, write_report
 from edgesmith.stages.base import check_replaceable
 from edgesmith.store import Store, default_store_root
@@ -31,6 +31,8 @@ from edgesmith.walkers import Runner, TimedStep
 
 __all__ = ["Release", "make_release"]
 
+USUAL_REGRESSION = RegressionGate(max_slowdown=0.05, max_drop=0.01, max_growth=0.05)
+"""What is judged with --against where the recipe does not say."""
 _TAKEN = (EVIDENCE, RELEASE, "report.html", "report.md", "report.json")
 
 
@@ -122,14 +124,20 @@ def make_release(
     """Run a recipe and deliver what it made; see `edgesmith.api.run`."""
     start = time.monotonic()
     recipe = load_recipe(path, settings)
+    if against is not None and recipe.gates.regression is None:
+        recipe = recipe.model_copy(update={"gates": recipe.gates.model_copy(update={"regression": USUAL_REGRESSION})})
+        usual = USUAL_REGRESSION.model_dump(include={"max_slowdown", "max_drop", "max_growth"})
+        progress.note(f"gates.regression is not set, so {against} is judged by the usual one: {usual}")
     destination = out or Path("out") / recipe.name
     _check_destination(destination, recipe)
     runner = Runner(store=Store(store_root or default_store_root()), progress=progress, remeasure=remeasure)
     made = walk(recipe, path.parent, runner, against=against)
     with hold_lock(destination):  # another run may be delivering into the same folder
+        index = _index(recipe, made, _command(path, settings, against))
+        _remove_outdated(destination, index)
         for target in made.targets:
             _deliver_target(recipe, made, target, destination)
-        _index(recipe, made, _command(path, settings, against)).save(destination)
+        index.save(destination)
         targets = read_targets(destination)
         write_report(destination, build_report(destination, targets))
     outputs.write(
@@ -166,6 +174,30 @@ def _check_destination(out: Path, recipe: Recipe) -> None:
         TemporaryFile(dir=out).close()
 
 
+def _remove_outdated(out: Path, index: ReleaseIndex) -> None:
+    """Remove evidence that an earlier run left here and this one does not make: it would be judged and reported."""
+    try:
+        older = read_index(out)
+    except EdgesmithError:
+        return  # there is none, or none that can be read
+    for name, target in older.targets.items():
+        kept = index.targets[name].parts if name in index.targets else ()
+        for part in set(target.parts) - set(kept):
+            shutil.rmtree(out / EVIDENCE / name / part, ignore_errors=True)
+
+
+def _parts(made: Made, target: TargetResult) -> dict[str, Artifact]:
+    """Folder of evidence → what was measured for a target."""
+    found = {**target.evidence, "merge": made.merge_proof}
+    return {part: evidence for part, evidence in found.items() if evidence is not None}
+
+
+def _others(target: TargetResult) -> dict[Role, Artifact]:
+    """What a target is compared with."""
+    others: dict[Role, Artifact | None] = {"baseline": target.baseline, "previous": target.previous}
+    return {role: other for role, other in others.items() if other is not None}
+
+
 def _deliver_target(recipe: Recipe, made: Made, target: TargetResult, out: Path) -> None:
     """Copy one target and all of its evidence into the release."""
     from bench.gates.judge import Subject
@@ -173,18 +205,15 @@ def _deliver_target(recipe: Recipe, made: Made, target: TargetResult, out: Path)
     assert target.artifact is not None
     artifact = _deliver(target.artifact, out / target.name)
     folder = out / EVIDENCE / target.name
-    for part, evidence in {**target.evidence, "merge": made.merge_proof}.items():
-        if evidence is not None:
-            _deliver(evidence, folder / part)
+    for part, evidence in _parts(made, target).items():
+        _deliver(evidence, folder / part)
     name = "the fp32 export" if recipe.baseline == "fp32" else recipe.baseline
-    others: dict[Role, Artifact | None] = {"baseline": target.baseline, "previous": target.previous}
-    for role, other in others.items():
-        if other is None:
-            shutil.rmtree(folder / role, ignore_errors=True)  # of an earlier run that compared with more
-            continue
+    for role, other in _others(target).items():
         subject = Subject.of(other, name if role == "baseline" else "the previous release")
         with TemporaryDirectory(prefix="edgesmith-") as temporary:
-            _deliver(write_role(Path(temporary), role, artifact, subject), folder / role)
+            note = Path(temporary) / role  # of ordinary access rights, unlike the temporary folder itself
+            note.mkdir()
+            _deliver(write_role(note, role, artifact, subject), folder / role)
 
 
 def _deliver(made: Artifact, destination: Path) -> Artifact:
@@ -207,7 +236,11 @@ def _index(recipe: Recipe, made: Made, command: str) -> ReleaseIndex:
     for target in made.targets:
         assert target.artifact is not None
         versions |= target.artifact.manifest.tools
-        targets[target.name] = ReleasedTargetIndex(lineage=_lineage(made, target), notes=_notes(target.artifact))
+        targets[target.name] = ReleasedTargetIndex(
+            parts=tuple(sorted({*_parts(made, target), *_others(target)})),
+            lineage=_lineage(made, target),
+            notes=_notes(target.artifact),
+        )
     return ReleaseIndex(name=recipe.name, command=command, gates=recipe.gates, versions=versions, targets=targets)
 
 

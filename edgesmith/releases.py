@@ -14,6 +14,7 @@ from edgesmith.gates import Gates
 
 __all__ = ["EVIDENCE", "RELEASE", "Ancestor", "ReleaseIndex", "ReleasedTargetIndex", "locate_target", "read_index"]
 
+FolderName = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
 RELEASE = "release.json"
 EVIDENCE = "evidence"
 
@@ -35,6 +36,9 @@ class Ancestor(_Part):
 class ReleasedTargetIndex(_Part):
     """What a report says of a target that neither its artifact nor its evidence holds."""
 
+    parts: tuple[FolderName, ...] = ()
+    """Folders of evidence that `run` wrote; others are the user's."""
+
     lineage: tuple[Ancestor, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -48,7 +52,7 @@ class ReleaseIndex(_Part):
     """What made the release."""
     gates: Gates = Gates()
     versions: dict[str, str] = {}
-    targets: dict[str, ReleasedTargetIndex]
+    targets: dict[FolderName, ReleasedTargetIndex]
 
     def save(self, folder: Path) -> None:
         """Write `release.json` into a folder.

@@ -72,9 +72,6 @@ def _read_target(folder: Path, name: str, gates: Gates) -> ReleasedTarget:
     found = find_evidence([where if where.is_dir() else folder / EVIDENCE])
     baseline = noted("baseline", found, artifact.digest, where)
     previous = noted("previous", found, artifact.digest, where)
-    if baseline is None or baseline.digest == artifact.digest:
-        regression = gates.regression if previous is not None else None
-        gates = gates.absolute.model_copy(update={"regression": regression})
     evidence, verdicts = judge_measured(gates, Subject.of(artifact, name), baseline, previous, found, where)
     proofs = (one for one in found if one.manifest.step == "prove-merge")
     return ReleasedTarget(

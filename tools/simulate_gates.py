@@ -14,12 +14,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.accuracy import Evaluation
 from bench.gates.accuracy import judge_accuracy
@@ -230,6 +228,7 @@ def judge_times(draw: Callable[[Rng, int], Floats], n: int, gate: LatencyGate) -
             cpu_ns=wall_ns,
             start_ns=np.cumsum(wall_ns),
             num_warm_up=0,
+            num_inputs=n,
             is_settled=True,
             machine=MACHINE,
             load_after=0.0,
@@ -324,7 +323,7 @@ def queue_cases() -> Iterator[Case]:
                 gate=f"latency p{percentile}, queue at {load:.0%} load, n = {n:,}",
                 truth="at the limit",
                 promised={Outcome.PASS: 1 - confidence, Outcome.FAIL: 1 - confidence},
-                judge=judge_times(lambda rng, n, load=load: queue_ms(rng, n, load), n, gate),
+                judge=judge_times(partial(queue_ms, load=load), n, gate),
             )
 
 

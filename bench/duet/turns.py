@@ -18,7 +18,7 @@ from bench.scenarios.inputs import Arrays, Inputs
 from bench.scenarios.timing import without_collector
 from bench.scenarios.warm_up import warm_up
 from edgesmith.errors import UsageError
-from edgesmith.progress import SILENT, Progress
+from edgesmith.progress import SILENT, Advance, Progress
 
 if TYPE_CHECKING:
     from serve.runtime import Engine
@@ -114,7 +114,8 @@ def take_turns(
         raise UsageError("no inputs to time", mend="Give a data file with rows.")
     orders = _orders(len(openers))
     begin = time.perf_counter()
-    with progress.bar("compare speed", total=options.seconds) as advance:
+    with progress.bar("compare speed", total=round(options.seconds, 1)) as add:
+        advance = _in_tenths(add)
         plan, is_settled, first = _first_session(openers, inputs, options, progress)
         times = [first]
         done = time.perf_counter() - begin
@@ -139,6 +140,21 @@ def take_turns(
         turn_requests=plan.turn_requests,
         is_settled=is_settled,
     )
+
+
+def _in_tenths(add: Advance) -> Advance:
+    """Report whole tenths of seconds only; what is left over is reported with what comes next."""
+    done, reported = 0.0, 0
+
+    def advance(seconds: float) -> None:
+        nonlocal done, reported
+        done += seconds
+        tenths = math.floor(10 * done + 1e-6)
+        if tenths > reported:
+            add((tenths - reported) / 10)
+            reported = tenths
+
+    return advance
 
 
 def _first_session(

@@ -20,6 +20,9 @@ from edgesmith.gates import AccuracyGate
 
 __all__ = ["judge_accuracy"]
 
+_DIGEST_SHOWN = 19
+"""`sha256:` and the first 12 digits."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Limit:
@@ -181,7 +184,8 @@ def _drop_reason(limit: _Limit, outcome: Outcome, loss: Shortfall, needed: int |
                 said += f"; {loss.shortage}"
             if needed is not None:
                 seen += f"; about {show_count(needed)} would settle it if the drop stays as seen"
-    return f"{limit.metric} {show(100 * before)} → {show(100 * after)} %: {said}. {seen[0].upper()}{seen[1:]}."
+    seen = f"{seen[0].upper()}{seen[1:]}; {_data(limit)}"
+    return f"{limit.metric} {show(100 * before)} → {show(100 * after)} %: {said}. {seen}."
 
 
 def _level_reason(limit: _Limit, outcome: Outcome, lack: Shortfall, needed: int | None) -> str:
@@ -205,4 +209,9 @@ def _level_reason(limit: _Limit, outcome: Outcome, lack: Shortfall, needed: int 
                 said = f"{n:,} examples are too few to bound the figure; {asked}"
             hint = f"; about {show_count(needed)} would settle it if the figure stays as seen" if needed else ""
     figure = show(100 * limit.artifact.metrics[limit.metric], least)
-    return f"{limit.metric} {figure} %: {said}. {n:,} examples ({lack.detail}){hint}."
+    return f"{limit.metric} {figure} %: {said}. {n:,} examples ({lack.detail}){hint}; {_data(limit)}."
+
+
+def _data(limit: _Limit) -> str:
+    digest = limit.artifact.data_digest
+    return f"data {digest[:_DIGEST_SHOWN]}{'…' if len(digest) > _DIGEST_SHOWN else ''}"

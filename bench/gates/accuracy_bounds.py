@@ -34,6 +34,7 @@ POWER = 0.8
 _MIN_RESAMPLED = 30
 """Below this many examples a resampled bound says nothing."""
 _NUM_RESAMPLES = 1000
+_SMALLEST_MARGIN = 1e-12
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -113,6 +114,9 @@ def _counted_drop(counts: PairedCounts, margin: float, confidence: float) -> Sho
     alpha = 1 - confidence
     p_beyond = noninferiority_p_value(counts.swapped(), -margin)
     mcnemar = mcnemar_p_value(counts.num_lost, counts.num_gained)
+    needed = None  # so small a margin would take more examples than can be counted
+    if margin == 0 or margin >= _SMALLEST_MARGIN:
+        needed = required_pairs(margin, counts.discordance, confidence=confidence, drop=counts.drop, power=POWER)
     return Shortfall(
         estimate=counts.drop,
         lower=lower,
@@ -120,7 +124,7 @@ def _counted_drop(counts: PairedCounts, margin: float, confidence: float) -> Sho
         is_within=upper <= margin and noninferiority_p_value(counts, margin) <= alpha,
         is_beyond=lower > margin and p_beyond <= alpha,
         detectable=smallest_margin(counts.num_pairs, counts.discordance, confidence=confidence, power=POWER),
-        num_needed=required_pairs(margin, counts.discordance, confidence=confidence, drop=counts.drop, power=POWER),
+        num_needed=needed,
         detail=f"{counts.num_lost} lost, {counts.num_gained} gained, McNemar p = {mcnemar:.2g}",
         p_beyond=p_beyond,
     )

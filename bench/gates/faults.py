@@ -11,10 +11,21 @@ from edgesmith.errors import ArtifactError
 
 if TYPE_CHECKING:
     from bench.machine.conditions import Conditions
+    from bench.scenarios.latency import Latency
 
-__all__ = ["MAX_WAITING", "UNSETTLED", "busy_machine", "refuse_not_positive"]
+__all__ = [
+    "MAX_DRIFT",
+    "MAX_WAITING",
+    "UNSETTLED",
+    "busy_machine",
+    "count_threads",
+    "drifting",
+    "refuse_not_positive",
+]
 
 UNSETTLED = "the engine never ran at one speed during warm-up (three windows within 5 %): the machine is too busy"
+MAX_DRIFT = 0.1
+"""How much the CPU time of a request may change while it is timed, as a share."""
 MAX_WAITING = 0.1
 """Share of the time without a processor, from which on slow requests may be the machine's fault."""
 
@@ -33,6 +44,21 @@ def busy_machine(conditions: Conditions | None) -> str:
     elif conditions.cpu_pressure_share is not None and conditions.cpu_pressure_share > MAX_WAITING:
         return f"tasks waited for a processor {conditions.cpu_pressure_share:.0%} of the time"
     return ""
+
+
+def drifting(latency: Latency) -> str:
+    """Say so where the engine did not run at one speed while it was timed; empty if it did, or nothing is known."""
+    if latency.drift is None or abs(latency.drift) <= MAX_DRIFT:
+        return ""
+    return (
+        f"the CPU time of a request changed by {latency.drift:+.0%} from the first to the last third of the run: "
+        f"the engine or the machine had not settled, and {MAX_DRIFT:.0%} is allowed"
+    )
+
+
+def count_threads(threads: int) -> str:
+    """Write how many threads an engine had."""
+    return f"{threads} thread{'s' if threads != 1 else ''}"
 
 
 def refuse_not_positive(times: NDArray[np.number], what: str) -> None:

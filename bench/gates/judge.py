@@ -6,7 +6,6 @@ bound is outside, INCONCLUSIVE when the evidence allows both.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
@@ -178,26 +177,16 @@ def _needed(value: T | None, gate: str, what: str, command: str) -> T:
 
 
 def _checked(verdict: Verdict) -> Verdict:
-    """Let no PASS through whose own figures do not bear it out, and no figure that is none."""
+    """Let no PASS through whose own figures do not bear it out."""
     if verdict.verdict is Outcome.PASS:
         bound, limit = verdict.bound, verdict.threshold
-        figures = (verdict.estimate, bound)
-        if bound is None or not all(figure is not None and math.isfinite(figure) for figure in figures):
+        if bound is None or verdict.estimate is None:
             raise EdgesmithError(f"{verdict.gate}: PASS without a figure: {verdict.reason}")
         if (bound < limit) if verdict.at_least else (bound > limit):
             slack = 1e-9 * max(1.0, abs(limit))  # sizes are compared in whole bytes
             if abs(bound - limit) > slack:
                 raise EdgesmithError(f"{verdict.gate}: PASS with {bound} against {limit}: {verdict.reason}")
-    return replace(
-        verdict,
-        estimate=_finite(verdict.estimate),
-        bound=_finite(verdict.bound),
-        detectable=_finite(verdict.detectable),
-    )
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    return verdict
 
 
 def _check_digests(evidence: Evidence) -> None:

@@ -6,7 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.gates.faults import MAX_WAITING, UNSETTLED, busy_machine, refuse_not_positive
+from bench.gates.faults import (
+    MAX_WAITING,
+    UNSETTLED,
+    busy_machine,
+    count_threads,
+    drifting,
+    refuse_not_positive,
+)
 from bench.gates.verdict import Outcome, Rounding, Verdict, show, show_count
 from bench.stats.percentiles import PercentileBounds, bound_percentile, required_samples
 from edgesmith.gates import LatencyGate
@@ -15,11 +22,24 @@ if TYPE_CHECKING:
     from bench.load.result import LoadResult
     from bench.scenarios.latency import Latency
 
-__all__ = ["judge_latency", "judge_load_latency"]
+__all__ = ["judge_latency", "judge_load_latency", "requests_to_plan"]
 
 _MOST_REQUESTS = 100_000_000
 _MAX_LAG_MS = 1.0
 _MAX_LAG_SHARE = 0.05
+_EXPECTED_SLOW = 5
+_EXPECTED_INFLATION = 3
+_MOST_PLANNED = 20_000
+
+
+def requests_to_plan(gate: LatencyGate) -> int:
+    """How many requests to time so that a gate is likely to be decided.
+
+    Enough for five slow ones, each request counting for a third since they depend on each other, up to 20,000:
+    percentiles that need more take a longer run that somebody has to ask for.
+    """
+    needed = _EXPECTED_INFLATION * required_samples(gate.percentile, gate.confidence, _EXPECTED_SLOW)
+    return min(_MOST_PLANNED, needed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +68,9 @@ def judge_latency(gate: LatencyGate, latency: Latency) -> Verdict:
         found = _Found(outcome=Outcome.INCONCLUSIVE, said=UNSETTLED)
     else:
         found = _compare(gate, bounds, num_slow)
+        is_enough = bounds.num_samples >= required_samples(gate.percentile, gate.confidence)
+        if is_enough and (drift := drifting(latency)):
+            found = _Found(outcome=Outcome.INCONCLUSIVE, said=drift)
     if found.outcome is Outcome.PASS and latency.is_saturated:
         said = f"requests came faster than the engine answers ({latency.utilization:.0%} of its time): the queue grew"
         found = _Found(outcome=Outcome.INCONCLUSIVE, said=f"{said} until the end, and a longer run would be slower")
@@ -57,7 +80,7 @@ def judge_latency(gate: LatencyGate, latency: Latency) -> Verdict:
     at = f" at {latency.rate:g} requests/s" if latency.rate is not None else ""
     evidence = (
         f"{bounds.num_samples:,} requests{at}, {num_slow:,} of them slower than the limit; {latency.inputs}; "
-        f"measured on {latency.machine.name}"
+        f"{count_threads(latency.threads)}; measured on {latency.machine.name}"
     )
     return _verdict(gate, found, bounds, evidence, latency.machine.name)
 
@@ -72,13 +95,17 @@ def judge_load_latency(gate: LatencyGate, load: LoadResult) -> Verdict:
     bounds = load.percentile(gate.percentile, gate.confidence)
     num_slow = load.count_over(gate.max_ms)
     why_not = load.why_not_kept or _late_sending(gate, load)
-    if why_not:
-        found = _Found(outcome=Outcome.INCONCLUSIVE, said=f"the server did not meet the load asked for: {why_not}")
+    if why_not and not _fails_however_sent(gate, load):
+        found = _Found(outcome=Outcome.INCONCLUSIVE, said=f"the load was not sent as asked: {why_not}")
     else:
         found = _compare(gate, bounds, num_slow)
+        if found.outcome is Outcome.FAIL and _is_senders_fault(gate, load):
+            said = f"p{gate.percentile:g} is over {gate.max_ms:g} ms, but without the late sending of the load"
+            found = _Found(outcome=Outcome.INCONCLUSIVE, said=f"{said} generator itself it would not fail")
     evidence = (
         f"{bounds.num_samples:,} requests, {num_slow:,} of them slower than the limit or failed "
-        f"({load.num_failed:,} failed); {load.url}; sent by {load.machine.name}"
+        f"({load.num_failed:,} failed); load {load.shape.description}; {load.url}, which serves this artifact as far "
+        f"as its user says; sent by {load.machine.name}"
     )
     return _verdict(gate, found, bounds, evidence, load.machine.name)
 
@@ -86,16 +113,35 @@ def judge_load_latency(gate: LatencyGate, load: LoadResult) -> Verdict:
 def _late_sending(gate: LatencyGate, load: LoadResult) -> str:
     """Say so where requests left later than this gate's limit allows, whatever limit the load test was run with."""
     allowed_ms = max(_MAX_LAG_MS, _MAX_LAG_SHARE * gate.max_ms)
-    lag_ms = load.lag_p99_ns / 1e6
+    percentile = max(99.0, gate.percentile)
+    lag_ms = load.lag_percentile_ns(percentile) / 1e6
     if lag_ms <= allowed_ms:
         return ""
     shown = show(lag_ms, allowed_ms, rounding="up")
-    return f"1 % of the requests left more than {shown} ms late, and {allowed_ms:g} ms are allowed"
+    share = f"{100 - percentile:.6g} %"
+    return f"{share} of the requests left more than {shown} ms late, and {allowed_ms:g} ms are allowed"
+
+
+def _fails_however_sent(gate: LatencyGate, load: LoadResult) -> bool:
+    """Whether so many requests failed, in a load whose only fault is some lateness, that no sending would help."""
+    if not load.is_complete or load.num_generator_faults or not load.num_requests:
+        return False
+    lower = load.percentile_without_lag(gate.percentile, gate.confidence).lower
+    return lower is not None and math.isinf(lower)
+
+
+def _is_senders_fault(gate: LatencyGate, load: LoadResult) -> bool:
+    """Whether a percentile over the limit would not be, had each request been sent when it was due."""
+    lower = load.percentile_without_lag(gate.percentile, gate.confidence).lower
+    return lower is None or lower <= gate.max_ms
 
 
 def _compare(gate: LatencyGate, bounds: PercentileBounds, num_slow: int) -> _Found:
     name, limit = f"p{gate.percentile:g}", gate.max_ms
     if bounds.lower is not None and bounds.lower > limit:
+        if math.isinf(bounds.lower):
+            said = f"{name} is later than any limit, so many requests failed; {limit:g} ms is the limit"
+            return _Found(outcome=Outcome.FAIL, said=said)
         lower = _ms(bounds.lower, limit, "down")
         return _Found(outcome=Outcome.FAIL, said=f"{name} is at least {lower}, over the limit of {limit:g} ms")
     if bounds.upper is None:
@@ -152,7 +198,8 @@ def _others_fault(gate: LatencyGate, latency: Latency) -> str:
         return ""
     if latency.waiting_share > MAX_WAITING:
         return f"requests waited {latency.waiting_share:.0%} of the time for a processor that others used"
-    return "" if latency.rate is None else busy_machine(latency.conditions)
+    is_known = latency.conditions is not None and latency.conditions.own_wait_share is not None
+    return busy_machine(latency.conditions) if latency.rate is not None or is_known else ""
 
 
 def _verdict(gate: LatencyGate, found: _Found, bounds: PercentileBounds, evidence: str, machine: str) -> Verdict:

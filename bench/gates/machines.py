@@ -17,8 +17,11 @@ from edgesmith.gates import Gates, LatencyGate, MachineGates
 
 if TYPE_CHECKING:
     from bench.gates.judge import Evidence
+    from bench.load.result import LoadResult
 
 __all__ = ["judge_machines"]
+
+_STEADY = ("constant", "soak")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,9 +257,9 @@ def _latency_question(gate: LatencyGate, evidence: Evidence, *, is_alone: bool) 
             threshold=gate.max_ms,
             unit="ms",
             at_least=False,
-            found=[one for one in evidence.loads if _has_rate(gate, one.rate)],
+            found=[one for one in evidence.loads if _is_load_of(gate, one)],
             judge=lambda found: judge_load_latency(gate, found[0]),
-            what=f"a load test{asked}",
+            what=f"a load test{asked}" + (", constant or soak" if asked else ""),
             command="load URL" + (f" --rate {gate.rate:g}" if gate.rate is not None else ""),
         )
     rate = f" --rate {gate.rate:g}" if gate.rate is not None else ""
@@ -271,6 +274,11 @@ def _latency_question(gate: LatencyGate, evidence: Evidence, *, is_alone: bool) 
         what=f"latencies of the artifact under scenario {gate.scenario}{asked}",
         command="bench" + (f" --scenario {gate.scenario}{rate}" if gate.scenario != "single" else ""),
     )
+
+
+def _is_load_of(gate: LatencyGate, load: LoadResult) -> bool:
+    """Whether a load was at the gate's rate all the time: the mean of a ramp or a spike is a rate of no moment."""
+    return gate.rate is None or (load.shape.name in _STEADY and _has_rate(gate, load.rate))
 
 
 def _has_rate(gate: LatencyGate, rate: float | None) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from bench.gates.faults import busy_machine
+import numpy as np
+
+from bench.gates.faults import busy_machine, count_threads, refuse_not_positive
 from bench.gates.verdict import Outcome, Verdict, show
+from bench.stats.percentiles import bound_percentile
 from edgesmith.errors import ArtifactError, UsageError
 from edgesmith.gates import DownloadGate, MemoryGate, SizeGate, StartGate
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["judge_download", "judge_memory", "judge_size", "judge_start"]
 
 BYTES_PER_MB = 1_000_000
+_MIN_PROCESSES = 3
 
 
 def judge_size(gate: SizeGate, artifact: Subject, baseline: Subject | None) -> list[Verdict]:
@@ -95,41 +98,90 @@ def judge_download(gate: DownloadGate, footprint: Footprint) -> Verdict:
 
 
 def judge_memory(gate: MemoryGate, starts: Sequence[Start]) -> Verdict:
-    """Judge the largest peak of memory that any fresh process on one machine had."""
-    worst = max(starts, key=lambda start: start.peak_rss_bytes)
-    num_processes = sum(start.num_starts for start in starts)
-    if worst.peak_rss_bytes <= 0 or num_processes <= 0:
+    """Judge the largest peak of memory that any fresh process on one machine had.
+
+    A process over the limit is proof enough. Below it, the next one may take more: as much as those seen differ
+    must be to spare.
+    """
+    peaks = [process.peak_rss_bytes for start in starts for process in start.processes]
+    machine = starts[0].machine.name
+    if not peaks or min(peaks) <= 0:
         raise ArtifactError(
-            f"a start says that {num_processes} processes took {worst.peak_rss_bytes} bytes of memory",
-            mend="Measure again: `edgesmith bench`.",
+            f"a start says that one of {len(peaks)} processes took no memory", mend="Measure again: `edgesmith bench`."
         )
-    fits = worst.peak_rss_bytes <= Fraction(str(gate.max_mb)) * BYTES_PER_MB
-    peak_mb = worst.peak_rss_bytes / BYTES_PER_MB
+    worst, spread = max(peaks), max(peaks) - min(peaks)
+    limit = Fraction(str(gate.max_mb)) * BYTES_PER_MB
+    peak_mb = worst / BYTES_PER_MB
     reason = (
-        f"a fresh process takes {show(peak_mb, gate.max_mb)} MB at its peak, the most of {num_processes} processes; "
-        f"at most {gate.max_mb:g} MB is allowed; measured on {worst.machine.name}"
+        f"a fresh process takes up to {show(peak_mb, gate.max_mb)} MB at its peak, the most of {len(peaks)} processes "
+        f"that differ by {show(spread / BYTES_PER_MB)} MB; at most {gate.max_mb:g} MB is allowed; measured on {machine}"
     )
-    verdict = _exact("memory", fits, reason, "MB", gate.max_mb, peak_mb, machine=worst.machine.name)
-    return replace(verdict, num_samples=num_processes, samples="processes")
+    verdict = _exact("memory", worst <= limit, reason, "MB", gate.max_mb, peak_mb, machine=machine)
+    verdict = replace(verdict, num_samples=len(peaks), samples="processes")
+    if worst > limit:
+        return verdict
+    verdict = replace(verdict, bound=(worst + spread) / BYTES_PER_MB, detectable=spread / BYTES_PER_MB)
+    if len(peaks) < _MIN_PROCESSES:
+        open_ = f"{reason}; {len(peaks)} are too few to see how they differ, needs ≥ {_MIN_PROCESSES}."
+        return replace(verdict, verdict=Outcome.INCONCLUSIVE, reason=open_, num_needed=_MIN_PROCESSES)
+    if worst + spread > limit:
+        open_ = f"{reason}; another process may be over it."
+        return replace(verdict, verdict=Outcome.INCONCLUSIVE, reason=open_)
+    return verdict
 
 
 def judge_start(gate: StartGate, starts: Sequence[Start]) -> Verdict:
-    """Judge the cold start on one machine, the slowest if it was measured several times.
+    """Judge the median time until a fresh process answers, on one machine; the worst if it was measured several times.
 
-    It is a median of a few starts, without a bound: what is close to the limit may be on its other side next time.
+    Raises:
+        ArtifactError: A start took no time.
     """
-    worst = max(starts, key=lambda start: start.cold_start_ms)
-    if not all(math.isfinite(start.cold_start_ms) and start.cold_start_ms > 0 for start in starts):
-        raise ArtifactError(f"a cold start of {worst.cold_start_ms} ms is no time", mend="Measure again.")
-    reason = (
-        f"a fresh process answers after {show(worst.cold_start_ms, gate.max_ms)} ms, the median of {worst.num_starts} "
-        f"starts; at most {gate.max_ms:g} ms is allowed; measured on {worst.machine.name}"
+    verdicts = [_judge_start(gate, start) for start in starts]
+    severity = (Outcome.PASS, Outcome.INCONCLUSIVE, Outcome.FAIL)
+    return max(verdicts, key=lambda verdict: (severity.index(verdict.verdict), verdict.estimate or 0.0))
+
+
+def _judge_start(gate: StartGate, start: Start) -> Verdict:
+    times_ms = np.array([process.first_answer_ms for process in start.processes], dtype=np.float64)
+    refuse_not_positive(times_ms, "first_answer_ms")
+    bounds = bound_percentile(times_ms, 50, gate.confidence)
+    n, limit, machine = len(times_ms), gate.max_ms, start.machine.name
+    outcome, needed = Outcome.INCONCLUSIVE, None
+    if bounds.lower is not None and bounds.lower > limit:
+        outcome = Outcome.FAIL
+        said = f"a fresh process answers after {show(bounds.lower, limit, rounding='down')} ms at least"
+        if busy := busy_machine(start.conditions):
+            outcome, said = Outcome.INCONCLUSIVE, f"{said}, but {busy}"
+    elif bounds.upper is None or bounds.lower is None:
+        needed = bounds.num_required
+        said = f"{n} starts are too few to bound their median, needs ≥ {needed}"
+    elif bounds.upper <= limit:
+        outcome = Outcome.PASS
+        said = f"a fresh process answers after {show(bounds.upper, limit, rounding='up')} ms at the most"
+    else:
+        lower, upper = show(bounds.lower, limit, rounding="down"), show(bounds.upper, limit, rounding="up")
+        said = f"a fresh process answers after {lower} to {upper} ms, on either side of the limit"
+    estimate = float(np.median(times_ms))
+    cache = "from the disk" if start.is_cache_cold else "that may have been in the page cache"
+    evidence = (
+        f"median {show(estimate, limit)} ms of {n} starts with files {cache}; {count_threads(start.threads)}; "
+        f"measured on {machine}; {100 * gate.confidence:g} % confidence"
     )
-    fits = worst.cold_start_ms <= gate.max_ms
-    verdict = _exact("start", fits, reason, "ms", gate.max_ms, worst.cold_start_ms, machine=worst.machine.name)
-    if not fits and (busy := busy_machine(worst.conditions)):
-        verdict = replace(verdict, verdict=Outcome.INCONCLUSIVE, reason=f"{reason}; but {busy}.")
-    return replace(verdict, num_samples=worst.num_starts, samples="starts")
+    return Verdict(
+        gate="start",
+        verdict=outcome,
+        reason=f"{said}; at most {limit:g} ms is allowed ({evidence}).",
+        unit="ms",
+        threshold=limit,
+        estimate=estimate,
+        bound=bounds.lower if outcome is Outcome.FAIL else bounds.upper,
+        confidence=gate.confidence,
+        num_samples=n,
+        samples="starts",
+        detectable=None if bounds.upper is None else bounds.upper - estimate,
+        num_needed=needed,
+        machine=machine,
+    )
 
 
 def _exact(

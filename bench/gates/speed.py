@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 
 import numpy as np
 
-from bench.gates.faults import UNSETTLED, busy_machine, refuse_not_positive
+from bench.gates.faults import UNSETTLED, busy_machine, count_threads, drifting, refuse_not_positive
 from bench.gates.verdict import Outcome, Rounding, Verdict, samples_to_settle, show, show_count
 from bench.stats.dependence import percentile_inflation
 from bench.stats.percentiles import bound_percentile, required_samples
@@ -44,6 +44,8 @@ class _Question:
     evidence: str
     machine: str
     is_settled: bool
+    unsteady: str = ""
+    """Why the samples are not of one speed; empty if they are."""
     scale: float = 1.0
     """100 where the figure is shown in per cent."""
     busy: str = ""
@@ -65,6 +67,8 @@ def _judge(question: _Question, bounds: Bounds | None) -> Verdict:
     needed: int | None = None
     if not question.is_settled:
         outcome, said = Outcome.INCONCLUSIVE, UNSETTLED
+    elif question.unsteady:
+        outcome, said = Outcome.INCONCLUSIVE, question.unsteady
     elif bounds is None or question.num_samples < question.num_required:
         needed = max(question.num_required, question.num_samples + 1)
         outcome = Outcome.INCONCLUSIVE
@@ -150,7 +154,8 @@ def judge_throughput(gate: ThroughputGate, throughput: Throughput) -> Verdict:
         ArtifactError: A round took no time.
     """
     refuse_not_positive(np.array(throughput.round_seconds, dtype=np.float64), "round_seconds")
-    num_rounds, required = len(throughput.round_seconds), required_samples(50, gate.confidence)
+    num_rounds, inflation = len(throughput.round_seconds), throughput.inflation
+    required = math.ceil(inflation * required_samples(50, gate.confidence))
     question = _Question(
         gate="throughput",
         limit=gate.min_per_second,
@@ -162,14 +167,21 @@ def judge_throughput(gate: ThroughputGate, throughput: Throughput) -> Verdict:
         num_samples=num_rounds,
         num_required=required,
         samples="rounds",
-        evidence=f"{num_rounds} rounds of {throughput.num_examples:,} examples in batches of {throughput.batch_size}; "
-        f"{throughput.inputs}; measured on {throughput.machine.name}",
+        evidence=f"{num_rounds} rounds of {throughput.num_examples:,} examples in batches of {throughput.batch_size}"
+        f"{_worth(num_rounds, inflation)}; {throughput.inputs}; {count_threads(throughput.threads)}; measured on "
+        f"{throughput.machine.name}",
         machine=throughput.machine.name,
         is_settled=throughput.is_settled,
         busy=busy_machine(throughput.conditions),
     )
     enough = num_rounds >= required and throughput.num_examples > 0
     return _judge(question, throughput.examples_per_second(gate.confidence) if enough else None)
+
+
+def _worth(num_rounds: int, inflation: float) -> str:
+    if inflation <= 1:
+        return ""
+    return f", which depend on each other and say as much as {math.floor(num_rounds / inflation):,} independent ones"
 
 
 def judge_cpu(gate: CpuGate, latency: Latency) -> Verdict:
@@ -198,9 +210,11 @@ def judge_cpu(gate: CpuGate, latency: Latency) -> Verdict:
         num_samples=bounds.num_samples,
         num_required=bounds.num_required,
         samples="requests",
-        evidence=f"{bounds.num_samples:,} requests; {latency.inputs}; measured on {latency.machine.name}",
+        evidence=f"{bounds.num_samples:,} requests; {latency.inputs}; {count_threads(latency.threads)}; measured on "
+        f"{latency.machine.name}",
         machine=latency.machine.name,
         is_settled=latency.is_settled,
+        unsteady=drifting(latency) if bounds.num_samples >= required_samples(50, gate.confidence) else "",
     )
     if bounds.estimate is None or bounds.lower is None or bounds.upper is None:
         return _judge(question, None)
@@ -314,7 +328,7 @@ def _duet_facts(duet: Duet) -> _DuetFacts:
         num_samples=duet.num_sessions if are_few else duet.num_pairs,
         num_required=MIN_SESSIONS if are_few else MIN_PAIRS,
         samples="sessions" if are_few else "pairs of turns",
-        evidence=f"{duet.num_pairs:,} pairs of turns of {duet.turn_requests} requests in {duet.num_sessions:,} "
+        evidence=f"{duet.num_pairs:,} pairs of turns of {duet.turn_requests} request(s) in {duet.num_sessions:,} "
         f"sessions; {duet.inputs}; measured on {duet.machine.name}",
         machine=duet.machine.name,
         is_settled=duet.is_settled,

@@ -25,7 +25,10 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """One gate's outcome and why."""
+    """One gate's outcome and why.
+
+    Infinity and what is no number are kept as None: every verdict can be printed and written as JSON.
+    """
 
     gate: str
     """Such as `accuracy` or `size.max_mb`: its place under `gates:`."""
@@ -56,15 +59,25 @@ class Verdict:
     machine: str | None = None
     """Name of the machine that the figure belongs to; None where any machine gives the same."""
 
+    def __post_init__(self) -> None:
+        for name in ("estimate", "bound", "detectable"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                object.__setattr__(self, name, None)
+
     def figure(self, value: float | None, rounding: Rounding = "near") -> str:
         """Write a figure in this verdict's unit for people, never rounded onto or across the limit; `–` for None.
+
+        Infinite times are those of failed requests: they are later than any limit.
 
         >>> Verdict(gate="g", verdict=Outcome.PASS, reason="", unit="share", threshold=0.02, estimate=None,
         ...         bound=None).figure(0.0123)
         '1.23 %'
         """
-        if value is None:
+        if value is None or math.isnan(value):
             return "–"
+        if math.isinf(value):
+            return "later than any limit" if self.unit == "ms" else "beyond any limit"
         match self.unit:
             case "ms" | "MB":
                 return f"{show(value, self.threshold, rounding=rounding)} {self.unit}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +24,7 @@ def gather(
     target: Target,
     recordings: Sequence[Recording],
     *,
+    begin_uncertainty_s: float,
     stopped_because: str,
     notes: Sequence[str],
     machine: Machine,
@@ -35,12 +36,14 @@ def gather(
         plan: The load.
         target: What was sent.
         recordings: Of the workers that reported at all.
+        begin_uncertainty_s: How much later than another a worker may have begun.
         stopped_because: Why the load is not complete; empty if it is.
         notes: What the user should know.
         machine: Of this process.
         conditions: While the load ran.
     """
     rows, failures = _merge_rows(recordings)
+    failures = tuple(replace(failure, sample=plan.hide_secrets(failure.sample)) for failure in failures)
     rows = rows[np.argsort(rows[:, 0], kind="stable")]
     columns = {name: np.ascontiguousarray(rows[:, index]) for index, name in enumerate(COLUMNS)}
     is_stream = bool(target.contract.get("is_stream"))
@@ -51,6 +54,9 @@ def gather(
     gaps = [recording.gaps for recording in recordings]
     dropped = num_requests - len(rows)
     said = [*target.notes, *notes, *(note for state in states for note in state["notes"])]
+    if begin_uncertainty_s:
+        said.append(f"a worker may have begun up to {begin_uncertainty_s * 1e3:.1f} ms after the others")
+    num_tokens, are_chunks = _count_tokens(columns)
     if dropped:
         said.append(f"{dropped:,} of {num_requests:,} requests are in the histogram only, not one by one")
     return LoadResult(
@@ -69,7 +75,8 @@ def gather(
         lag_ns=columns["lag_ns"],
         outcome=columns["outcome"],
         ttft_ns=columns["ttft_ns"] if is_stream else None,
-        num_tokens=columns["num_tokens"] if is_stream else None,
+        num_tokens=num_tokens if is_stream else None,
+        tokens_are_chunks=is_stream and are_chunks,
         itl_ns=np.concatenate(gaps) if is_stream and gaps else np.empty(0, np.int64) if is_stream else None,
         failures=failures,
         histogram=histogram,
@@ -80,11 +87,20 @@ def gather(
         max_in_flight=max((int(state["max_in_flight"]) for state in states), default=0),
         num_connections=sum(int(state["num_connections"]) for state in states),
         is_complete=not stopped_because,
-        stopped_because=stopped_because,
-        notes=tuple(dict.fromkeys(said)),
+        stopped_because=plan.hide_secrets(stopped_because),
+        begin_uncertainty_s=begin_uncertainty_s,
+        notes=tuple(dict.fromkeys(plan.hide_secrets(note) for note in said)),
         machine=machine,
         conditions=conditions,
     )
+
+
+def _count_tokens(columns: Mapping[str, NDArray[np.int64]]) -> tuple[NDArray[np.int64], bool]:
+    """Give each stream's tokens and whether they are only pieces of text: one server's answer without a count is so."""
+    is_ok = columns["outcome"] == 0
+    if not is_ok.any() or (columns["num_tokens"][is_ok] < 0).any():
+        return columns["num_chunks"], True
+    return np.maximum(columns["num_tokens"], 0), False
 
 
 def _merge_rows(recordings: Sequence[Recording]) -> tuple[NDArray[np.int64], tuple[Failure, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,8 @@ from edgesmith.errors import UsageError
 __all__ = ["LoadPlan", "ProtocolName"]
 
 ProtocolName: TypeAlias = Literal["oip", "openai"]
+
+_SHORTEST_SECRET = 6
 
 _HEADER = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
@@ -91,6 +94,8 @@ class LoadPlan:
             raise UsageError(f"a limit of {self.limit_ms:g} ms", mend="Give a limit above 0 ms.")
         if not 0 < self.limit_percentile < 100:
             raise UsageError(f"percentile {self.limit_percentile:g} is not between 0 and 100")
+        if self.protocol not in (None, "oip", "openai"):
+            raise UsageError(f"protocol {self.protocol!r} is unknown", mend="Use oip or openai.")
         if not 0 < self.confidence < 1:
             raise UsageError(f"confidence {self.confidence:g} is not between 0 and 1")
         if self.seed < 0:
@@ -105,9 +110,22 @@ class LoadPlan:
         return self.expect_workers or self.processes
 
     @property
+    def is_sent_over_network(self) -> bool:
+        """Whether the plan with its headers goes to workers over a network, where it is not encrypted."""
+        return self.expect_workers > 0 and not is_loopback(self.master_host)
+
+    @property
     def is_distributed(self) -> bool:
         """Whether a master gathers what workers send."""
         return self.expect_workers > 0 or self.processes > 1
+
+    def hide_secrets(self, text: str) -> str:
+        """Take the headers' values out of a text, such as an error in which the server repeats them."""
+        values = {part for value in self.headers.values() for part in (value, *value.split())}
+        for value in sorted(values, key=len, reverse=True):
+            if len(value) >= _SHORTEST_SECRET:
+                text = text.replace(value, "***")
+        return text
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -133,3 +151,11 @@ class LoadPlan:
                 }
             )
         )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -84,8 +84,7 @@ class Server:
         Raises:
             ServerError: Nobody listens there, or what listens does not speak HTTP.
         """
-        kind = http.client.HTTPSConnection if self.address.is_tls else http.client.HTTPConnection
-        connection = kind(self.address.host, self.address.port, timeout=_TIMEOUT_S)
+        connection = self._connection()
         place = self.address.base
         try:
             connection.request("GET", path or "/", headers={"Accept": "application/json"} | self.headers)
@@ -118,6 +117,24 @@ class Server:
         found = Found(path=path or "/", status=answer.status, value=_json_of(body))
         self.asked.append(found)
         return found
+
+    def post_status(self, path: str, value: Mapping[str, Any]) -> int | None:
+        """Ask with POST and JSON; give the answer's status, or None if there is none: the load will say why."""
+        connection = self._connection()
+        headers = {"Content-Type": "application/json"} | self.headers
+        try:
+            connection.request("POST", path, body=json.dumps(value).encode(), headers=headers)
+            answer = connection.getresponse()
+            answer.read(1 << 20)
+        except (http.client.HTTPException, OSError):
+            return None
+        finally:
+            connection.close()
+        return answer.status
+
+    def _connection(self) -> http.client.HTTPConnection:
+        kind = http.client.HTTPSConnection if self.address.is_tls else http.client.HTTPConnection
+        return kind(self.address.host, self.address.port, timeout=_TIMEOUT_S)
 
     @property
     def tried(self) -> str:

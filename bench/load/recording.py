@@ -7,9 +7,11 @@ another still stands for all that was seen until then.
 from __future__ import annotations
 
 import json
+import os
 import time
 from array import array
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,11 +22,26 @@ from numpy.typing import NDArray
 
 from bench.histogram import Histogram
 
-__all__ = ["COLUMNS", "Failures", "Recorder", "Recording", "read_recordings", "store_report"]
+__all__ = [
+    "COLUMNS",
+    "GENERATOR",
+    "STORAGE_CODE",
+    "Failures",
+    "Recorder",
+    "Recording",
+    "read_recordings",
+    "store_report",
+]
 
-COLUMNS = ("start_ns", "wall_ns", "lag_ns", "outcome", "ttft_ns", "num_tokens")
+GENERATOR = "generator"
+"""Name of the failures that are the load generator's own, not the server's."""
+STORAGE_CODE = 74
+"""With what a process ends that could not store what it knows; EX_IOERR of sysexits(3)."""
+
+COLUMNS = ("start_ns", "wall_ns", "lag_ns", "outcome", "ttft_ns", "num_chunks", "num_tokens")
 """Of a row: intended start since the run's begin, time from it to the end, delay of the sending, code of the outcome
-(0 is a right answer), and of a stream the time to its first token and the number of them."""
+(0 is a right answer), and of a stream the time to its first piece of text, the number of pieces and that of tokens
+as the server counts them, -1 where it does not say."""
 _ROW_BYTES = 8 * len(COLUMNS)
 
 
@@ -83,7 +100,14 @@ class Recorder:
         return 0 if self._begin_cpu_ns is None else time.process_time_ns() - self._begin_cpu_ns
 
     def record(
-        self, *, start_ns: int, wall_ns: int, lag_ns: int, failure: tuple[str, str] | None, token_ns: Sequence[int]
+        self,
+        *,
+        start_ns: int,
+        wall_ns: int,
+        lag_ns: int,
+        failure: tuple[str, str] | None,
+        token_ns: Sequence[int],
+        num_tokens: int | None = None,
     ) -> None:
         """Note one request.
 
@@ -92,7 +116,8 @@ class Recorder:
             wall_ns: From the intended start to the last byte or the failure.
             lag_ns: From the intended start to the sending.
             failure: Name and detail; None if the answer was right.
-            token_ns: When each token came, since the intended start.
+            token_ns: When each piece of text came, since the intended start.
+            num_tokens: How many tokens they hold, if the server says so.
         """
         self.num_requests += 1
         self.lag.record(lag_ns)
@@ -104,12 +129,13 @@ class Recorder:
         if not self.is_sampled:
             return
         ttft_ns = token_ns[0] if token_ns else -1
-        self._rows.extend((start_ns, wall_ns, lag_ns, outcome, ttft_ns, len(token_ns)))
+        counted = -1 if num_tokens is None else num_tokens
+        self._rows.extend((start_ns, wall_ns, lag_ns, outcome, ttft_ns, len(token_ns), counted))
         if len(token_ns) > 1 and failure is None:
             self._gaps.extend(later - earlier for earlier, later in pairwise(token_ns))
 
     def take_report(self, *, worker: int, is_done: bool = False, is_interrupted: bool = False) -> dict[str, Any]:
-        """Give all that `store_report` needs; the rows are handed over and kept no longer."""
+        """Give all that `store_report` needs; the rows are handed over: whoever takes them keeps them until stored."""
         rows, gaps = self._rows.tobytes(), self._gaps.tobytes()
         self._rows, self._gaps = array("q"), array("q")
         return {
@@ -137,15 +163,28 @@ def _columns(failures: Failures) -> tuple[list[str], list[int], list[str]]:
 
 
 def store_report(folder: Path, report: Mapping[str, Any]) -> None:
-    """Add a report to a folder; a kill at any moment leaves what was there before."""
+    """Add a report to a folder; a kill or a full disk at any moment leaves what was there before.
+
+    Raises:
+        OSError: It could not be written; nothing of it is there, and the same report can be tried again.
+    """
     worker = int(report["worker"])
-    for name in ("rows", "gaps"):
-        if report[name]:
-            with (folder / f"{name}-{worker}.bin").open("ab") as file:
-                file.write(report[name])
-    temporary = folder / f"state-{worker}.tmp"
-    temporary.write_text(json.dumps(report["state"]))
-    temporary.replace(folder / f"state-{worker}.json")
+    sizes: dict[Path, int] = {}
+    try:
+        for name in ("rows", "gaps"):
+            if report[name]:
+                path = folder / f"{name}-{worker}.bin"
+                sizes[path] = path.stat().st_size if path.exists() else 0
+                with path.open("ab") as file:
+                    file.write(report[name])
+        temporary = folder / f"state-{worker}.tmp"
+        temporary.write_text(json.dumps(report["state"]))
+        temporary.replace(folder / f"state-{worker}.json")
+    except OSError:
+        for path, size in sizes.items():
+            with suppress(OSError):
+                os.truncate(path, size)
+        raise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +193,7 @@ class Recording:
 
     worker: int
     rows: NDArray[np.int64]
-    """Of shape [n, 6], see `COLUMNS`."""
+    """Of shape [n, 7], see `COLUMNS`."""
     gaps: NDArray[np.int64]
     """Nanoseconds between tokens of the streams that ended well."""
     state: Mapping[str, Any]
@@ -164,7 +203,7 @@ class Recording:
         if self.state["histograms"] is not None:
             wall, lag = self.state["histograms"]
             return Histogram.decode(wall), Histogram.decode(lag)
-        _, wall_ns, lag_ns, outcome, _, _ = self.rows.T
+        _, wall_ns, lag_ns, outcome = self.rows.T[:4]
         counted = Histogram(), Histogram()
         counted[0].record_many(wall_ns[outcome == 0])
         counted[1].record_many(lag_ns)

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.gates.verdict import show
 from bench.histogram import Histogram
+from bench.load.recording import GENERATOR
 from bench.load.schedule import Shape
+from bench.load.stored import load_result, save_result
 from bench.load.summary import PERCENTILES, summarize, summarize_streams
 from bench.load.timeline import Second, count_seconds
 from bench.machine.conditions import Conditions
 from bench.machine.machine import Machine
-from bench.raw import columns_to_bytes, damage_errors, pretty_json, read_columns, read_json
 from bench.stats.dependence import percentile_inflation
 from bench.stats.percentiles import PercentileBounds, bound_percentile
-from edgesmith.files import atomic_write
 
-__all__ = ["LOAD", "Failure", "LoadResult"]
+__all__ = ["Failure", "LoadResult"]
 
-LOAD = "load.json"
-SAMPLES = "load_ns.csv.gz"
-GAPS = "load_itl_ns.csv.gz"
 _MAX_LAG_NS = 1_000_000
 _MAX_LAG_SHARE = 0.05
-_COLUMNS = ("start_ns", "wall_ns", "lag_ns", "outcome")
-_STREAM_COLUMNS = ("ttft_ns", "num_tokens")
+_MAX_BEGIN_UNCERTAINTY_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +34,7 @@ class Failure:
     """Requests that failed in one way."""
 
     name: str
-    """Such as `time-out`, `refused`, `http 503`, `wrong shape`."""
+    """Such as `time-out`, `refused`, `http 503`, `wrong shape`; `generator` is none of the server's."""
     count: int
     sample: str
     """What the first of them was."""
@@ -69,14 +66,14 @@ class LoadResult:
     outcome: NDArray[np.int64]
     """0 for a right answer, else 1 + the place in `failures`; of shape [n]."""
     ttft_ns: NDArray[np.int64] | None
-    """From the intended start to the first token, -1 where there was none; of shape [n]. None if nothing streamed."""
+    """From the intended start to the first text, -1 where there was none; of shape [n]. None if nothing streamed."""
     num_tokens: NDArray[np.int64] | None
-    """Pieces of text of each stream, of shape [n]."""
+    """Tokens of each stream as the server counted them, or its pieces of text (`tokens_are_chunks`), of shape [n]."""
     itl_ns: NDArray[np.int64] | None
-    """Time between successive tokens of all streams that ended well."""
+    """Time between successive pieces of text of all streams that ended well; a piece may hold several tokens."""
     failures: tuple[Failure, ...]
     histogram: Histogram
-    """Of the right answers' `wall_ns`, merged from all workers."""
+    """Of the right answers' `wall_ns`, merged from all workers; `histogram_all` counts the failures, too."""
     lag_histogram: Histogram
     num_requests: int
     """All that came due, those that are in the histograms only included."""
@@ -95,6 +92,10 @@ class LoadResult:
     machine: Machine
     """On which the load generator ran."""
     conditions: Conditions | None = None
+    begin_uncertainty_s: float = 0.0
+    """How much later than another a worker of another machine may have begun, in seconds."""
+    tokens_are_chunks: bool = False
+    """Whether `num_tokens` holds pieces of text, since the server does not say how many tokens they are."""
 
     @property
     def num_failed(self) -> int:
@@ -127,13 +128,42 @@ class LoadResult:
         return self.shape.seconds
 
     @property
+    def num_generator_faults(self) -> int:
+        """Of the failures, those for which this machine lacked files, ports or memory."""
+        return sum(failure.count for failure in self.failures if failure.name == GENERATOR)
+
+    @property
+    def histogram_all(self) -> Histogram:
+        """Durations of all requests; failures are in the last bucket, which is over every limit."""
+        merged = Histogram()
+        merged.merge(self.histogram)
+        merged.counts[-1] += self.num_failed
+        return merged
+
+    @property
     def lag_p99_ns(self) -> int:
         """Delay that 99 % of the sendings did not exceed, in nanoseconds; 0 if nothing was sent."""
-        return self.lag_histogram.percentile(99.0) if self.lag_histogram.num_samples else 0
+        return self.lag_percentile_ns(99.0)
+
+    def lag_percentile_ns(self, percentile: float) -> int:
+        """Give the delay that so many per cent of the sendings did not exceed, in nanoseconds; 0 if nothing was sent.
+
+        A gate of a high percentile looks at the same percentile of the lag: what only a few requests in a thousand
+        met can be all that makes it slow.
+
+        Args:
+            percentile: In per cent, in (0, 100).
+        """
+        return self.lag_histogram.percentile(percentile) if self.lag_histogram.num_samples else 0
+
+    @property
+    def lag_percentile(self) -> float:
+        """Which percentile of the lag `why_not_kept` judges: the 99th or that of the limit, if that is higher."""
+        return max(99.0, self.limit_percentile)
 
     @property
     def max_lag_ns(self) -> int:
-        """What `lag_p99_ns` may be: 1 ms, or 5 % of the limit if that is more."""
+        """What the lag may be: 1 ms, or 5 % of the limit if that is more."""
         return max(_MAX_LAG_NS, int(_MAX_LAG_SHARE * (self.limit_ms or 0.0) * 1e6))
 
     @property
@@ -146,12 +176,26 @@ class LoadResult:
         """Why the server did not meet the load that was asked for; empty if it did."""
         if not self.is_complete:
             return f"the load is not complete: {self.stopped_because}"
-        if self.lag_p99_ns > self.max_lag_ns:
+        if not self.num_requests:
+            return f"no request came due: {self.shape.description}"
+        if self.num_generator_faults:
+            what = next(failure.sample for failure in self.failures if failure.name == GENERATOR)
+            return f"{self.num_generator_faults:,} requests failed in the load generator itself: {what}"
+        if self.begin_uncertainty_s > _MAX_BEGIN_UNCERTAINTY_S:
+            return f"a worker may have begun {1e3 * self.begin_uncertainty_s:.0f} ms after the others"
+        if self.is_late:
+            allowed_ms = self.max_lag_ns / 1e6
+            late = show(self.lag_percentile_ns(self.lag_percentile) / 1e6, allowed_ms, rounding="up")
             return (
-                f"1 % of the requests left more than {self.lag_p99_ns / 1e6:.2f} ms late, and "
-                f"{self.max_lag_ns / 1e6:g} ms are allowed: the load generator was too slow"
+                f"{100 - self.lag_percentile:.4g} % of the requests left more than {late} ms late, and "
+                f"{allowed_ms:g} ms are allowed: the load generator was too slow"
             )
         return ""
+
+    @property
+    def is_late(self) -> bool:
+        """Whether more requests than may left later than allowed."""
+        return self.lag_percentile_ns(self.lag_percentile) > self.max_lag_ns
 
     def count_over(self, limit_ms: float) -> int:
         """Requests over a limit in milliseconds, every failure included."""
@@ -173,10 +217,20 @@ class LoadResult:
         inflation = percentile_inflation(kept_ms, percentile)
         if self.is_sampled:
             return bound_percentile(kept_ms, percentile, confidence, inflation)
-        with_failures = Histogram()
-        with_failures.merge(self.histogram)
-        with_failures.counts[-1] += self.num_failed  # the last bucket is over every limit
-        return _in_ms(with_failures.bounds(percentile, confidence, inflation))
+        return _in_ms(self.histogram_all.bounds(percentile, confidence, inflation))
+
+    def percentile_without_lag(self, percentile: float, confidence: float = 0.99) -> PercentileBounds:
+        """Bound a percentile of the time since the sending, in milliseconds, of the requests that were kept.
+
+        It flatters the server where the load generator waited for it, so it certifies nothing; but a server that is
+        within its limit by this and over it by `percentile` is slow by the load generator's lag only.
+
+        Args:
+            percentile: In per cent, in (0, 100).
+            confidence: Of each bound on its own.
+        """
+        sent_ms = np.where(self.outcome == 0, (self.wall_ns - self.lag_ns) / 1e6, np.inf)
+        return bound_percentile(sent_ms, percentile, confidence, percentile_inflation(sent_ms, percentile))
 
     def percentiles(self, confidence: float = 0.99) -> tuple[PercentileBounds, ...]:
         """Bound the usual percentiles of the latency, in milliseconds."""
@@ -203,15 +257,7 @@ class LoadResult:
         Raises:
             StorageError: The folder cannot be written.
         """
-        columns = {name: getattr(self, name) for name in _COLUMNS}
-        if self.ttft_ns is not None and self.num_tokens is not None and self.itl_ns is not None:
-            columns |= {name: getattr(self, name) for name in _STREAM_COLUMNS}
-            atomic_write(folder / GAPS, columns_to_bytes({"itl_ns": self.itl_ns}))
-        atomic_write(folder / SAMPLES, columns_to_bytes(columns))
-        seconds = [asdict(second) for second in self.timeline()]
-        histograms = {"histogram": self.histogram.encode(), "lag_histogram": self.lag_histogram.encode()}
-        value = {"schema_version": 1} | self.summary() | {"timeline": seconds} | histograms
-        atomic_write(folder / LOAD, pretty_json(value))
+        save_result(self, folder)
 
     @classmethod
     def load(cls, folder: Path) -> LoadResult:
@@ -221,73 +267,7 @@ class LoadResult:
             UsageError: The folder holds no load test.
             ArtifactError: It is damaged.
         """
-        value = read_json(folder / LOAD, mend="Make one with `edgesmith load`.")
-        samples = read_columns(folder / SAMPLES)
-        with damage_errors(folder / LOAD):
-            is_stream = value["streams"] is not None
-            plain: dict[str, Any] = {name: value[name] for name in _PLAIN}
-            result = cls(
-                **plain,
-                start_ns=samples["start_ns"],
-                wall_ns=samples["wall_ns"],
-                lag_ns=samples["lag_ns"],
-                outcome=samples["outcome"],
-                ttft_ns=samples["ttft_ns"] if is_stream else None,
-                num_tokens=samples["num_tokens"] if is_stream else None,
-                shape=Shape.from_json(value["shape"]),
-                itl_ns=read_columns(folder / GAPS)["itl_ns"] if is_stream else None,
-                failures=tuple(Failure(**failure) for failure in value["failures"]),
-                histogram=Histogram.decode(value["histogram"]),
-                lag_histogram=Histogram.decode(value["lag_histogram"]),
-                notes=tuple(value["notes"]),
-                machine=Machine.from_json(value["machine"]),
-                conditions=None if value["conditions"] is None else Conditions.from_json(value["conditions"]),
-            )
-            _check(result, value)
-            return result
-
-
-_PLAIN = (
-    "url",
-    "protocol",
-    "payload",
-    "server",
-    "seed",
-    "num_workers",
-    "timeout_s",
-    "limit_ms",
-    "limit_percentile",
-    "num_requests",
-    "num_not_sent",
-    "client_cpu_us",
-    "max_in_flight",
-    "num_connections",
-    "is_complete",
-    "stopped_because",
-)
-
-
-def _check(result: LoadResult, value: Mapping[str, Any]) -> None:
-    """Refuse parts that contradict each other.
-
-    Raises:
-        ValueError: They do.
-    """
-    n = len(result.wall_ns)
-    if value["num_samples"] != n or n > result.num_requests:
-        raise ValueError(f"{n} samples of {result.num_requests} requests instead of {value['num_samples']}")
-    if n and (result.outcome.min() < 0 or result.outcome.max() > len(result.failures)):
-        raise ValueError("an outcome that is no failure's")
-    if min((failure.count for failure in result.failures), default=1) < 1:
-        raise ValueError("a failure that nothing met")
-    if result.histogram.num_samples != result.num_ok:
-        raise ValueError(f"{result.histogram.num_samples} in the histogram, {result.num_ok} right answers")
-    if result.is_sampled:
-        counts = np.bincount(result.outcome, minlength=len(result.failures) + 1)[1:]
-        if counts.tolist() != [failure.count for failure in result.failures]:
-            raise ValueError("the samples' failures are not those counted")
-    if n and ((np.diff(result.start_ns) < 0).any() or result.wall_ns.min() <= 0 or result.lag_ns.min() < 0):
-        raise ValueError("requests out of order, or times that are not positive")
+        return load_result(folder)
 
 
 def _in_ms(bounds: PercentileBounds) -> PercentileBounds:

@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,14 +19,16 @@ from typing import Any
 
 import bench
 from bench.load.gather import gather
+from bench.load.job import JOB, hold_job
 from bench.load.plan import LoadPlan
 from bench.load.protocols import prepare_target
-from bench.load.recording import read_recordings
+from bench.load.recording import STORAGE_CODE, read_recordings
 from bench.load.result import LoadResult
 from bench.load.target import Target
 from bench.machine.conditions import Conditions, Watch
 from bench.machine.machine import describe_machine
-from edgesmith.errors import EdgesmithError, MissingExtraError, UsageError
+from edgesmith.errors import EdgesmithError, MissingExtraError, StorageError, UsageError
+from edgesmith.files import storage_errors
 from edgesmith.progress import SILENT, Progress
 
 __all__ = ["run_load", "run_worker"]
@@ -34,7 +36,10 @@ __all__ = ["run_load", "run_worker"]
 _ENTRY = Path(__file__).parent / "generator" / "open_loop_user.py"
 _LOCUST_PORT = 5557
 _POLL_S = 0.1
+_UNENCRYPTED = "the requests go to the workers unencrypted, headers included: {} is not the loopback address"
 _GRACE_S = 15.0
+_START_S = 30.0
+"""Locust's own start."""
 
 
 def run_load(plan: LoadPlan, *, out: Path | None = None, progress: Progress = SILENT) -> LoadResult:
@@ -52,6 +57,7 @@ def run_load(plan: LoadPlan, *, out: Path | None = None, progress: Progress = SI
         MissingExtraError: Locust is not installed.
         ServerError: Nobody listens, or what listens speaks no known protocol.
         UsageError: The plan cannot be obeyed, a port is taken, or the awaited workers did not come.
+        StorageError: Nothing of what was recorded could be stored.
         DataError: The data file does not fit.
         EdgesmithError: The load generator died before the first request.
     """
@@ -60,16 +66,23 @@ def run_load(plan: LoadPlan, *, out: Path | None = None, progress: Progress = SI
         if port is not None:
             _check_port("127.0.0.1" if what == "web page" else plan.master_host, port, what)
     target = prepare_target(plan)
+    if plan.is_sent_over_network:
+        target = replace(target, notes=(*target.notes, _UNENCRYPTED.format(plan.master_host)))
     for note in target.notes:
         progress.note(note)
-    with tempfile.TemporaryDirectory(prefix="edgesmith-load-") as name:
-        folder = Path(name)
-        (folder / "plan.json").write_text(json.dumps(plan.to_json()))
-        (folder / "target.bin").write_bytes(target.to_bytes())
+    with _scratch_folder() as folder, hold_job(plan, target) as job:
+        if plan.expect_workers:
+            address = f"{plan.master_host}:{plan.master_port or _LOCUST_PORT}"
+            wanted = f"waiting for {plan.expect_workers} workers on {address}, for {plan.workers_wait_s:g} s at most"
+            progress.note(f"{wanted}; start them with `edgesmith load {address} --worker`")
         if plan.web_port is not None:
             progress.note(f"Locust's page: http://127.0.0.1:{plan.web_port}")
         with Watch() as watch:
-            stopped = _run_locust(plan, folder, progress)
+            stopped, code = _run_locust(plan, folder, job, progress)
+        if code == STORAGE_CODE and not stopped:
+            stopped = _master_state(folder).get("stopped") or "what was recorded cannot be stored"
+        if code == STORAGE_CODE and not read_recordings(folder):
+            raise StorageError(stopped, mend="Free disk space, or set TMPDIR to a folder that has some.")
         result = _collect(plan, target, folder, stopped, watch.conditions)
     if out is not None:
         result.save(out)
@@ -93,8 +106,7 @@ def run_worker(master_host: str, master_port: int = _LOCUST_PORT, *, progress: P
     _require_locust()
     arguments = ["--worker", "--master-host", master_host, "--master-port", str(master_port)]
     progress.note(f"a worker of {master_host}:{master_port}; Ctrl-C ends it")
-    with tempfile.TemporaryDirectory(prefix="edgesmith-load-") as name:
-        folder = Path(name)
+    with _scratch_folder() as folder:
         process = _start(arguments, folder, environment={})
         try:
             code = process.wait()
@@ -115,10 +127,21 @@ def _require_locust() -> None:
         )
 
 
-def _run_locust(plan: LoadPlan, folder: Path, progress: Progress) -> str:
-    """Run until the end; give why it ended before that, or an empty string."""
-    process = _start(_arguments(plan), folder, environment={"EDGESMITH_LOAD_FOLDER": str(folder)})
+@contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """Give a folder that is gone afterwards."""
+    with storage_errors(Path(tempfile.gettempdir())):
+        folder = tempfile.TemporaryDirectory(prefix="edgesmith-load-", ignore_cleanup_errors=True)
+    with folder as name:
+        yield Path(name)
+
+
+def _run_locust(plan: LoadPlan, folder: Path, job: int, progress: Progress) -> tuple[str, int]:
+    """Run until the end or a deadline; give why it ended before the end, or an empty string, and Locust's code."""
+    environment = {"EDGESMITH_LOAD_FOLDER": str(folder), JOB: str(job)}
+    process = _start(_arguments(plan), folder, environment, inherited=(job,))
     stopped = ""
+    deadline = time.monotonic() + _START_S + plan.workers_wait_s + _GRACE_S
     try:
         with progress.bar("load", total=plan.shape.seconds) as advance:
             begun, shown = 0.0, 0.0
@@ -126,6 +149,11 @@ def _run_locust(plan: LoadPlan, folder: Path, progress: Progress) -> str:
                 time.sleep(_POLL_S)
                 if not begun and _master_state(folder).get("is_begun"):
                     begun = time.monotonic()
+                    deadline = begun + plan.shape.seconds + plan.timeout_s + plan.web_linger_s + _GRACE_S
+                if time.monotonic() > deadline:
+                    stopped = "the load generator did not end in time and was stopped"
+                    _stop(process)
+                    break
                 if begun:
                     elapsed = min(plan.shape.seconds, time.monotonic() - begun)
                     advance(elapsed - shown)
@@ -135,7 +163,7 @@ def _run_locust(plan: LoadPlan, folder: Path, progress: Progress) -> str:
         _stop(process)
     finally:
         _kill(process)
-    return stopped
+    return stopped, process.returncode
 
 
 def _arguments(plan: LoadPlan) -> list[str]:
@@ -156,22 +184,23 @@ def _arguments(plan: LoadPlan) -> list[str]:
     return arguments
 
 
-def _start(arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _start(
+    arguments: Sequence[str], folder: Path, environment: Mapping[str, str], inherited: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
     """Start Locust in a folder of its own, where no file of the user's can take a module's place."""
-    inherited = {
-        name: value for name, value in os.environ.items() if not name.startswith(("LOCUST_", "EDGESMITH_LOAD"))
-    }
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("LOCUST_", "EDGESMITH_LOAD"))}
     root = str(Path(bench.__file__).parents[1])
-    path = os.pathsep.join([root, *filter(None, [inherited.get("PYTHONPATH")])])
+    path = os.pathsep.join([root, *filter(None, [own.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "locust", "-f", str(_ENTRY), "--loglevel", "WARNING", *arguments]
     with (folder / "log.txt").open("wb") as log:
         return subprocess.Popen(
             command,
             cwd=folder,
-            env={**inherited, **environment, "PYTHONPATH": path},
+            env={**own, **environment, "PYTHONPATH": path},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
+            pass_fds=tuple(inherited),
             start_new_session=True,  # Ctrl-C reaches this process only, which then asks Locust to end
         )
 
@@ -212,9 +241,10 @@ def _collect(plan: LoadPlan, target: Target, folder: Path, stopped: str, conditi
     if not stopped and missing:
         stopped = f"the load generator died: {_last_words(folder)}"
     return gather(
-        replace(plan, headers={}),
+        plan,
         target,
         recordings,
+        begin_uncertainty_s=float(state.get("uncertain_s", 0.0)),
         stopped_because=stopped,
         notes=notes,
         machine=describe_machine(),

@@ -13,15 +13,17 @@ from bench.load.plan import LoadPlan
 from bench.load.result import LoadResult
 from bench.load.run import run_load
 from bench.load.schedule import constant
+from bench.load.stored import FILES, LOAD
 from bench.raw import pretty_json
 from bench.stats.percentiles import required_samples
-from edgesmith.errors import UsageError
-from edgesmith.files import atomic_write
+from edgesmith.errors import ServerError, UsageError
+from edgesmith.files import atomic_write, storage_errors
 from edgesmith.progress import SILENT, Progress
 
-__all__ = ["SEARCH", "RateSearch", "SearchOptions", "Step", "find_rate", "judge_step"]
+__all__ = ["SEARCH", "RateSearch", "SearchOptions", "Step", "find_rate", "judge_step", "look_confidence"]
 
 SEARCH = "search.json"
+_NUM_LOOKS = 2
 _EXPECTED_SLOW = 3
 """Slow requests that a step can have and still certify the percentile."""
 
@@ -77,7 +79,7 @@ class RateSearch:
     steps: tuple[Step, ...]
     """In the order in which they were tried."""
     stopped_because: str
-    """Why the search ended."""
+    """Why the search ended; empty while it goes on."""
 
     @property
     def highest_pass(self) -> float | None:
@@ -97,7 +99,8 @@ class RateSearch:
         name = f"p{self.percentile:g} ≤ {self.limit_ms:g} ms"
         good = "no rate" if self.highest_pass is None else f"{self.highest_pass:,.4g} requests/s"
         bad = "none" if self.lowest_fail is None else f"{self.lowest_fail:,.4g} requests/s"
-        return f"{name} holds at {good}; lowest rate at which it does not: {bad} ({self.stopped_because})"
+        tried = f", the best of {len(self.steps)} rates tried, each judged on its own" if self.highest_pass else ""
+        return f"{name} holds at {good}{tried}; lowest rate at which it does not: {bad} ({self.stopped_because})"
 
     def summary(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -105,6 +108,7 @@ class RateSearch:
             "limit_ms": self.limit_ms,
             "percentile": self.percentile,
             "confidence": self.confidence,
+            "confidence_of_a_look": look_confidence(self.confidence),
             "highest_pass": self.highest_pass,
             "lowest_fail": self.lowest_fail,
             "stopped_because": self.stopped_because,
@@ -115,13 +119,30 @@ class RateSearch:
         }
 
     def save(self, folder: Path) -> None:
-        """Write `search.json`, and each step's load into a folder of its own.
+        """Write `search.json`, and each step's load into a folder of its own; an earlier search's steps are removed.
 
         Raises:
             StorageError: The folder cannot be written.
         """
-        for number, step in enumerate(self.steps, start=1):
-            step.result.save(folder / f"step-{number:02d}")
+        _remove_steps(folder)
+        for number in range(1, len(self.steps) + 1):
+            self.save_step(folder, number)
+
+    def save_step(self, folder: Path, number: int) -> None:
+        """Write one step, from 1 on, and `search.json`.
+
+        Raises:
+            StorageError: The folder cannot be written.
+        """
+        self.steps[number - 1].result.save(folder / f"step-{number:02d}")
+        self.save_summary(folder)
+
+    def save_summary(self, folder: Path) -> None:
+        """Write `search.json`.
+
+        Raises:
+            StorageError: The folder cannot be written.
+        """
         atomic_write(folder / SEARCH, pretty_json({"schema_version": 1} | self.summary()))
 
 
@@ -136,40 +157,91 @@ def find_rate(
     """Double the rate until the limit is broken, then halve the interval; steps are as long as a verdict needs.
 
     Args:
-        plan: The load; its limit, percentile and confidence decide, its shape is not used.
+        plan: The load; its limit, percentile and confidence decide. Its shape is constant: each step has its own.
         options: Where to look.
-        out: Folder for the result and the steps; None writes none.
+        out: Folder for the result and the steps, written after every step; None writes none.
         progress: Says each step's verdict.
         run: Runs one load; by default `run_load`.
 
     Raises:
-        UsageError: The plan has no limit.
-        ServerError: Nobody listens, or what listens speaks no known protocol.
+        UsageError: The plan has no limit, or says what a search cannot obey.
+        ServerError: Nobody listens, or what listens speaks no known protocol. Later than at the first step, that ends
+            the search.
     """
-    if plan.limit_ms is None:
-        raise UsageError("a search for the highest rate needs a limit", mend="Give it: --limit-ms 50.")
+    _check_plan(plan)
     chosen = options or SearchOptions()
     run_step = run or (lambda step_plan: run_load(step_plan, progress=progress))
-    steps: list[Step] = []
-    rate, why = chosen.start_rate, ""
-    while not why:
-        step = _try_rate(plan, rate, chosen, run_step)
-        steps.append(step)
+    found = _no_steps(plan)
+    rate = chosen.start_rate
+    while not found.stopped_because:
+        try:
+            step = _try_rate(plan, rate, chosen, run_step)
+        except ServerError as error:
+            if not found.steps:
+                raise
+            found = replace(found, stopped_because=f"before {rate:,.4g} requests/s: {error.message}")
+            break
         progress.note(f"{rate:,.4g} requests/s: {step.outcome.value}, {step.reason}")
-        if not step.result.is_open_loop_kept:
-            why = step.result.why_not_kept
-        else:
-            rate, why = _next_rate(steps, chosen)
-    found = RateSearch(
+        found = replace(found, steps=(*found.steps, step), stopped_because=step.result.why_not_kept)
+        if not found.stopped_because:
+            rate, why = _next_rate(found.steps, chosen)
+            found = replace(found, stopped_because=why)
+        if out is not None:
+            if len(found.steps) == 1:
+                _remove_steps(out)
+            found.save_step(out, len(found.steps))
+    if out is not None:
+        found.save_summary(out)
+    return found
+
+
+def look_confidence(confidence: float) -> float:
+    """Give the confidence of each of a rate's two looks, of which one that passes is enough.
+
+    Source: Bonferroni's inequality: the chance that either errs is at most the sum of both.
+
+    >>> look_confidence(0.99)
+    0.995
+    """
+    return 1 - (1 - confidence) / _NUM_LOOKS
+
+
+def _no_steps(plan: LoadPlan) -> RateSearch:
+    assert plan.limit_ms is not None
+    return RateSearch(
         limit_ms=plan.limit_ms,
         percentile=plan.limit_percentile,
         confidence=plan.confidence,
-        steps=tuple(steps),
-        stopped_because=why,
+        steps=(),
+        stopped_because="",
     )
-    if out is not None:
-        found.save(out)
-    return found
+
+
+def _check_plan(plan: LoadPlan) -> None:
+    """Refuse what a search would pass over in silence."""
+    if plan.limit_ms is None:
+        raise UsageError("a search for the highest rate needs a limit", mend="Give it: --limit-ms 50.")
+    if plan.shape.name != "constant":
+        raise UsageError(
+            f"a search holds every rate constant and cannot have the shape {plan.shape.name}", mend="Leave it out."
+        )
+    if plan.expect_workers:
+        raise UsageError(
+            "a search is many loads, and workers of other machines leave after the first",
+            mend="Search with --processes, or load at chosen rates.",
+        )
+
+
+def _remove_steps(folder: Path) -> None:
+    """Remove what an earlier search left in a folder, and nothing else."""
+    with storage_errors(folder):
+        for step in folder.glob("step-[0-9]*"):
+            if (step / LOAD).is_file():
+                for name in FILES:
+                    (step / name).unlink(missing_ok=True)
+                if not any(step.iterdir()):
+                    step.rmdir()
+        (folder / SEARCH).unlink(missing_ok=True)
 
 
 def judge_step(result: LoadResult, *, limit_ms: float, percentile: float, confidence: float) -> tuple[Outcome, str]:
@@ -191,19 +263,27 @@ def judge_step(result: LoadResult, *, limit_ms: float, percentile: float, confid
 
 
 def _try_rate(plan: LoadPlan, rate: float, options: SearchOptions, run: Callable[[LoadPlan], LoadResult]) -> Step:
-    """Load at one rate; where that leaves the verdict open, once more with as many requests as it asks for."""
+    """Load at one rate; where that leaves the verdict open, once more with as many requests as it asks for.
+
+    A load whose requests left late is repeated once: a moment of the load generator's machine is no reason to end.
+    """
     assert plan.limit_ms is not None
-    num_needed = required_samples(plan.limit_percentile, plan.confidence, _EXPECTED_SLOW)
-    for attempt in range(2):
+    confidence = look_confidence(plan.confidence)
+    num_needed = required_samples(plan.limit_percentile, confidence, _EXPECTED_SLOW)
+    for attempt in range(_NUM_LOOKS):
         # A tenth more than asked for: the number of a Poisson stream's requests is itself random.
         seconds = min(options.max_step_s, max(options.min_step_s, 1.1 * num_needed / rate))
         result = run(replace(plan, shape=constant(rate, seconds), seed=plan.seed + attempt))
         outcome, reason = judge_step(
-            result, limit_ms=plan.limit_ms, percentile=plan.limit_percentile, confidence=plan.confidence
+            result, limit_ms=plan.limit_ms, percentile=plan.limit_percentile, confidence=confidence
         )
-        if outcome is not Outcome.INCONCLUSIVE or not result.is_open_loop_kept or seconds >= options.max_step_s:
+        if not result.is_open_loop_kept:
+            if result.is_complete and result.is_late:
+                continue
             break
-        bounds = result.percentile(plan.limit_percentile, plan.confidence)
+        if outcome is not Outcome.INCONCLUSIVE or seconds >= options.max_step_s:
+            break
+        bounds = result.percentile(plan.limit_percentile, confidence)
         num_needed = max(2 * num_needed, math.ceil(bounds.inflation * num_needed))
     return Step(rate=rate, outcome=outcome, reason=reason, result=result)
 

@@ -47,7 +47,13 @@ def summarize(result: LoadResult) -> dict[str, Any]:
         "latency_ms": {f"p{bound.percentile:g}": _finite(bound.estimate) for bound in bounds},
         "latency_bounds_ms": _bounds_json(bounds),
         "streams": result.stream_summary(),
-        "lag_ms": {"p99": result.lag_p99_ns / 1e6, "allowed": result.max_lag_ns / 1e6},
+        "lag_ms": {
+            "p99": result.lag_p99_ns / 1e6,
+            f"p{result.lag_percentile:g}": result.lag_percentile_ns(result.lag_percentile) / 1e6,
+            "allowed": result.max_lag_ns / 1e6,
+        },
+        "begin_uncertainty_s": result.begin_uncertainty_s,
+        "tokens_are_chunks": result.tokens_are_chunks,
         "is_open_loop_kept": result.is_open_loop_kept,
         "why_not_kept": result.why_not_kept,
         "is_complete": result.is_complete,
@@ -62,19 +68,24 @@ def summarize(result: LoadResult) -> dict[str, Any]:
 
 
 def summarize_streams(result: LoadResult, confidence: float = 0.99) -> dict[str, Any] | None:
-    """Give time to the first token and between tokens, in milliseconds; None if nothing streamed.
+    """Give time to the first token and between pieces of text, in milliseconds; None if nothing streamed.
 
-    A stream that failed has its first token later than any limit; the time between tokens is of those that ended well.
+    A stream that failed has its first token later than any limit; the time between pieces is of those that ended well.
+    Where the server does not count its tokens (`tokens_are_chunks`), a piece of text stands for one.
     """
     if result.ttft_ns is None or result.itl_ns is None or result.num_tokens is None:
         return None
     first_ms = np.where((result.outcome == 0) & (result.ttft_ns >= 0), result.ttft_ns / 1e6, np.inf)
-    num_tokens = int(result.num_tokens[result.outcome == 0].sum())
+    is_ok = result.outcome == 0
+    num_tokens = int(result.num_tokens[is_ok].sum())
+    num_chunks = len(result.itl_ns) + int(is_ok.sum())  # between n pieces are n - 1 gaps
     seconds = float((result.start_ns + result.wall_ns).max()) / 1e9 if len(result.start_ns) else 0.0
     return {
         "ttft_ms": _bounds_json([_bound(first_ms, percentile, confidence) for percentile in PERCENTILES]),
         "itl_ms": _bounds_json([_bound(result.itl_ns / 1e6, percentile, confidence) for percentile in PERCENTILES]),
         "num_tokens": num_tokens,
+        "tokens_are_chunks": result.tokens_are_chunks,
+        "tokens_per_chunk": num_tokens / num_chunks if num_chunks else None,
         "tokens_per_second": num_tokens / seconds if seconds else 0.0,
     }
 

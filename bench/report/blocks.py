@@ -9,7 +9,7 @@ from bench.gates.verdict import Outcome, Verdict
 from bench.report.data import Ancestor
 
 __all__ = ["Bar", "Block", "Cell", "Code", "Figure", "Gates", "Heat", "Items", "Lineage", "Mono", "Section", "Table"]
-__all__ += ["Text", "keep_filled"]
+__all__ += ["Noted", "Text", "keep_filled"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,15 @@ class Mono:
     text: str
 
 
-Cell = str | Outcome | Heat | Bar | Mono
+@dataclass(frozen=True)
+class Noted:
+    """A figure with what qualifies it, such as its bounds, in small print below it."""
+
+    text: str
+    note: str
+
+
+Cell = str | Outcome | Heat | Bar | Mono | Noted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +57,8 @@ class Table:
     num_text: int = 1
     """Columns from the left that hold text; the others hold figures."""
     caption: str = ""
+    is_stacked: bool = False
+    """On a narrow screen each row becomes a card of names and values: for rows that are models."""
 
 
 @dataclass(frozen=True, kw_only=True)

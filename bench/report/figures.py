@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bench.gates.verdict import Rounding, show
+from bench.report.blocks import Cell, Noted
 from bench.stats.percentiles import PercentileBounds
 from bench.stats.resampling import Bounds
 
@@ -25,10 +27,11 @@ __all__ = [
     "show_bounds",
     "show_change",
     "show_ms",
-    "show_percentile",
+    "show_percentiles",
     "show_points",
     "show_rate",
     "show_short",
+    "show_significant",
     "times",
 ]
 
@@ -49,6 +52,16 @@ def show_short(value: float, digits: int = 3) -> str:
     return f"{value:,.{places}f}".replace("-", "−")
 
 
+def show_significant(value: float, digits: int = 4) -> str:
+    """Write a figure with at most so many significant digits, without zeros at the end.
+
+    >>> show_significant(46.5835), show_significant(50.0), show_significant(12345.6)
+    ('46.58', '50', '12,346')
+    """
+    shown = show_short(value, digits)
+    return shown.rstrip("0").rstrip(".") if "." in shown else shown
+
+
 def show_ms(value: float | None) -> str | None:
     """Write milliseconds; None stays None."""
     return None if value is None else f"{show(value)} ms" if value < 100 else f"{value:,.0f} ms"
@@ -60,34 +73,43 @@ def show_points(value: float) -> str:
     return f"{'+' if value > 0 and shown.strip('0.') else ''}{shown}".replace("-", "−")
 
 
-def show_change(bounds: Bounds) -> str:
+def show_change(bounds: Bounds) -> Noted:
     """Write a change with its interval, in points."""
     lower = show(100 * bounds.lower, rounding="down").replace("-", "−")
     upper = show(100 * bounds.upper, rounding="up").replace("-", "−")
-    return f"{show_points(bounds.estimate)} ({lower} to {upper})"
+    return Noted(show_points(bounds.estimate), f"{lower} to {upper}")
 
 
-def show_bounds(bounds: Bounds, *, factor: float = 1.0, unit: str = "") -> str:
+def show_bounds(bounds: Bounds, *, unit: str = "") -> Noted:
     """Write an estimate and its bounds, rounded outwards."""
-    lower = show(factor * bounds.lower, rounding="down")
-    upper = show(factor * bounds.upper, rounding="up")
-    return f"{show(factor * bounds.estimate)}{unit} ({lower} to {upper})".replace("-", "−")
+    lower = show(bounds.lower, rounding="down").replace("-", "−")
+    upper = show(bounds.upper, rounding="up").replace("-", "−")
+    return Noted(f"{show(bounds.estimate)}{unit}".replace("-", "−"), f"{lower} to {upper}")
 
 
-def show_percentile(bounds: PercentileBounds, limit: float | None = None) -> str:
-    """Write a percentile with its bounds; what the samples do not support is said, never guessed.
+def show_percentiles(found: Sequence[PercentileBounds], limit: float | None = None) -> tuple[Cell, ...]:
+    """Write percentiles with their bounds; what the samples do not support is said, never guessed.
+
+    The fewest requests depend on how strongly slow ones follow each other, which differs from one percentile to the
+    next: for each the most that it or a lower one needs is said, so that a further nine never seems to need fewer.
 
     Args:
-        bounds: In milliseconds.
+        found: Of the same samples, rising, in milliseconds.
         limit: That no figure is rounded onto or across.
     """
+    needed = np.maximum.accumulate([one.num_required for one in found]).tolist()
+    return tuple(_percentile(replace(one, num_required=num), limit) for one, num in zip(found, needed, strict=True))
+
+
+def _percentile(bounds: PercentileBounds, limit: float | None) -> Noted:
+    needs = f"needs ≥ {bounds.num_required:,}"
     if bounds.estimate is None:
-        return f"needs ≥ {bounds.num_required:,} requests"
+        return Noted("–", f"{needs} requests")
     lower = None if bounds.lower is None else _finite(bounds.lower, limit, "down")
+    shown = _finite(bounds.estimate, limit, "near")
     if bounds.upper is None:
-        known = f"at least {lower}" if lower else "no bound"
-        return f"{_finite(bounds.estimate, limit, 'near')} ({known}; needs ≥ {bounds.num_required:,})"
-    return f"{_finite(bounds.estimate, limit, 'near')} ({lower or '–'} to {_finite(bounds.upper, limit, 'up')})"
+        return Noted(shown, f"{f'at least {lower}' if lower else 'no bound'}; {needs}")
+    return Noted(shown, f"{lower or '–'} to {_finite(bounds.upper, limit, 'up')}")
 
 
 def _finite(value: float, limit: float | None, rounding: Rounding) -> str:
@@ -134,13 +156,13 @@ def show_rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}"
 
 
-def count(number: int, noun: str) -> str:
-    """Write a number of things.
+def count(number: int, noun: str, plural: str = "") -> str:
+    """Write a number of things; `plural` where it is not the noun with an s.
 
-    >>> count(1, "thread"), count(2000, "round")
-    ('1 thread', '2,000 rounds')
+    >>> count(1, "thread"), count(2000, "round"), count(2, "process", "processes")
+    ('1 thread', '2,000 rounds', '2 processes')
     """
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or noun + 's'}"
 
 
 def meanwhile(conditions: Conditions | None) -> str:

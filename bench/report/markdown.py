@@ -6,7 +6,22 @@ from collections.abc import Sequence
 
 from bench.gates.ci import MARKS, cell, verdict_rows
 from bench.gates.verdict import Outcome
-from bench.report.blocks import Bar, Block, Cell, Code, Figure, Gates, Heat, Items, Lineage, Mono, Section, Table, Text
+from bench.report.blocks import (
+    Bar,
+    Block,
+    Cell,
+    Code,
+    Figure,
+    Gates,
+    Heat,
+    Items,
+    Lineage,
+    Mono,
+    Noted,
+    Section,
+    Table,
+    Text,
+)
 from bench.report.data import ReleaseReport
 from bench.report.lineage import Branch, grow
 from bench.report.sections import build_sections
@@ -85,6 +100,8 @@ def _cell(one: Cell) -> str:
             return f"{MARKS[one]} {one.value}"
         case Heat() | Bar() | Mono():
             return one.text
+        case Noted():
+            return f"{one.text} ({one.note})"
         case str():
             return one
 

@@ -18,6 +18,7 @@ from bench.report.blocks import (
     Items,
     Lineage,
     Mono,
+    Noted,
     Section,
     Table,
     Text,
@@ -35,6 +36,8 @@ _HEAT_LEVELS = 9
 _MAX_OBSTACLES = 12
 _COLUMN, _CELL_PADDING, _CHARACTER, _MAX_COLUMN = 600.0, 22.0, 7.2, 40
 """Width of half a wide screen, and of a table's cells, in pixels; characters from which on a cell wraps."""
+_MAX_NOTE = 20
+"""Characters of small print from which on it wraps."""
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 # Whatever a name or a reason may hold, nothing is ever fetched or run.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -132,7 +135,15 @@ def _is_narrow(table: Table) -> bool:
 
 
 def _length(cell: Cell) -> int:
-    return len(cell.value) + 4 if isinstance(cell, Outcome) else len(cell if isinstance(cell, str) else cell.text)
+    match cell:
+        case Outcome():
+            return len(cell.value) + 4
+        case Noted():
+            return max(len(cell.text), min(len(cell.note), _MAX_NOTE))
+        case str():
+            return len(cell)
+        case _:
+            return len(cell.text)
 
 
 def _grid(beside: Sequence[Block]) -> list[str]:
@@ -183,33 +194,44 @@ def _table(table: Table) -> str:
         f'<th{_text_class(index, table)} scope="col">{_safe(text)}</th>' for index, text in enumerate(table.head)
     )
     rows = "\n".join(
-        "<tr>" + "".join(_cell(cell, _text_class(index, table)) for index, cell in enumerate(row)) + "</tr>"
+        "<tr>"
+        + "".join(_cell(cell, _text_class(i, table), _column_name(i, table)) for i, cell in enumerate(row))
+        + "</tr>"
         for row in table.rows
     )
     caption = f'<p class="caption">{_safe(table.caption)}</p>' if table.caption else ""
     label = f' aria-label="{_safe(table.caption)}"' if table.caption else ""
     inner = f"<thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody>"
     # A box that scrolls must be reachable from the keyboard.
-    return f'{caption}<div class="wide" tabindex="0"><table{label}>{inner}</table></div>'
+    name = "wide stacked" if table.is_stacked else "wide"
+    return f'{caption}<div class="{name}" tabindex="0"><table{label}>{inner}</table></div>'
 
 
 def _text_class(index: int, table: Table) -> str:
     return ' class="text"' if index < table.num_text else ""
 
 
-def _cell(cell: Cell, text_class: str) -> str:
+def _column_name(index: int, table: Table) -> str:
+    """Stands beside the cell's value where its row is a card."""
+    return f' data-name="{_safe(table.head[index])}"' if table.is_stacked and index else ""
+
+
+def _cell(cell: Cell, text_class: str, name: str) -> str:
     match cell:
         case Outcome():
-            return f"<td>{_pill(cell)}</td>"
+            return f"<td{name}>{_pill(cell)}</td>"
         case Heat():
             level = round(min(1.0, max(0.0, cell.share)) * _HEAT_LEVELS)
-            return f'<td class="h{level}">{_safe(cell.text)}</td>'
+            return f'<td class="h{level}"{name}>{_safe(cell.text)}</td>'
         case Bar():
-            return f'<td class="bar" style="--w:{100 * min(1.0, max(0.0, cell.share)):.1f}%">{_safe(cell.text)}</td>'
+            width = f"{100 * min(1.0, max(0.0, cell.share)):.1f}%"
+            return f'<td class="bar" style="--w:{width}"{name}>{_safe(cell.text)}</td>'
         case Mono():
-            return f'<td class="text mono">{_safe(cell.text)}</td>'
+            return f'<td class="text mono"{name}>{_safe(cell.text)}</td>'
+        case Noted():
+            return f"<td{text_class}{name}><span>{_safe(cell.text)}<small>{_safe(cell.note)}</small></span></td>"
         case str():
-            return f"<td{text_class}>{_safe(cell)}</td>"
+            return f"<td{text_class}{name}>{_safe(cell)}</td>"
 
 
 def _branch(branch: Branch) -> str:

@@ -129,6 +129,8 @@ th, td { text-align: right; padding: .38rem .7rem; border-bottom: 1px solid var(
 th:first-child, td:first-child { padding-left: .2rem; }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; white-space: normal; text-wrap: balance; }
 .text { text-align: left; }
+td small { display: block; max-width: 9.8rem; margin-left: auto; color: var(--soft);
+  font-size: .76rem; line-height: 1.35; white-space: normal; text-wrap: balance; }
 td.text { white-space: normal; min-width: 6rem; max-width: 24rem; overflow-wrap: break-word; }
 td.bar { background: linear-gradient(rgb(var(--heat) / .22), rgb(var(--heat) / .22)) no-repeat left / var(--w) 100%; }
 .mono, code { font: .82rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; }
@@ -168,6 +170,19 @@ svg .span { stroke: var(--ink); stroke-width: 2.4; }
 svg .zone-pass { fill: var(--pass-tint); } svg .zone-fail { fill: var(--fail-tint); }
 svg .sent { fill: var(--k6); } svg .failed { fill: var(--fail); }
 footer { margin-top: 3rem; font-size: .85rem; color: var(--soft); }
+@media screen and (max-width: 66rem) {
+  .stacked { overflow: visible; background: none; }
+  .stacked table, .stacked tr { display: block; }
+  .stacked tbody { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(18rem, 100%), 1fr)); gap: .8rem; }
+  .stacked thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+  .stacked tr { padding: .5rem .8rem; background: var(--card); border-radius: .7rem; }
+  .stacked td { display: flex; justify-content: space-between; align-items: baseline; gap: 1rem; padding: .3rem 0;
+    max-width: none; white-space: normal; text-align: right; }
+  .stacked td:last-child { border-bottom: 0; }
+  .stacked td:first-child { font-weight: 650; font-size: .95rem; padding: .1rem 0 .3rem; text-align: left; }
+  .stacked td[data-name]::before { content: attr(data-name); color: var(--soft); text-align: left; }
+  .stacked td small { max-width: 13rem; }
+}
 @media (max-width: 46rem) {
   .gate, .beside, .beside.three { grid-template-columns: minmax(0, 1fr); }
   figure { padding: .6rem .4rem; }

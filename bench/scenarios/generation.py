@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from bench.machine.conditions import Conditions
 from bench.machine.machine import Machine
 from bench.raw import columns_to_bytes, damage_errors, pretty_json, read_columns, read_json
+from bench.stats.dependence import percentile_inflation
 from bench.stats.percentiles import PercentileBounds, bound_percentile
 from bench.strict import check_numbers
 from edgesmith.errors import UsageError
@@ -115,8 +116,7 @@ class Generation:
     def percentile(self, kind: str, percentile: float, confidence: float = 0.99) -> PercentileBounds:
         """Bound a percentile of `ttft`, `tpot` or `itl`, in milliseconds.
 
-        Requests are taken as independent; the gaps of `itl` within one request are not, so that its bounds hold for
-        the gaps of these requests and say less about others.
+        Successive requests, and the gaps of `itl` within one, depend on each other and count for fewer.
 
         Raises:
             UsageError: There is no such figure.
@@ -130,7 +130,7 @@ class Generation:
                 samples = self.itl_ns.astype(np.float64)
             case _:
                 raise UsageError(f"generation has no figure {kind!r}", mend="Use ttft, tpot or itl.")
-        return bound_percentile(samples / 1e6, percentile, confidence)
+        return bound_percentile(samples / 1e6, percentile, confidence, percentile_inflation(samples, percentile))
 
     def summary(self) -> dict[str, Any]:
         """Give the figures without the samples, JSON-able. An unsupported percentile is null."""

@@ -68,6 +68,8 @@ def encode_inputs(
     tokens = [num_tokens(arrays) for arrays in encoded]
     what = "real texts" if batch_size == 1 else f"batches of {batch_size} real texts"
     spread = f"{min(tokens)} to {max(tokens)} tokens, median {int(np.median(tokens))}"
+    if min(tokens) == max(tokens):
+        spread = f"{min(tokens)} tokens each"
     return Inputs(arrays=encoded, description=f"{len(encoded)} {what} of {spread}")
 
 

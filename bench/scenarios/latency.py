@@ -36,6 +36,7 @@ LATENCY = "latency.json"
 SAMPLES = "latency_ns.csv.gz"
 _PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 _NULL_REQUESTS = 2000
+_MIN_DRIFT_REQUESTS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,8 @@ class Latency:
     """Time of each request in the engine, without its wait for earlier ones; None where none waits (closed loop)."""
     threads: int = 1
     """Of the engine, for one request."""
+    num_inputs: int = 1
+    """How many different requests there are, used in turn."""
     overhead_ns: int = 0
     """Median wall time of an engine that answers at once, through the same loop."""
     rate: float | None = None
@@ -104,8 +107,33 @@ class Latency:
 
     @property
     def waiting_share(self) -> float:
-        """Share of the engine's time in which no thread of this process ran, in [0, 1]: others had the processor."""
-        return max(0.0, 1 - float(self.cpu_ns.sum()) / float(self.engine_ns.sum()))
+        """Share of the engine's time in which it got no processor because others had it, in [0, 1].
+
+        As the kernel counted the waits of this process; where it does not say, the time in which no thread of this
+        process ran, which is also what an engine shows that sleeps or waits for a file.
+        """
+        engine_ns = float(self.engine_ns.sum())
+        if self.conditions is not None and self.conditions.own_wait_share is not None:
+            return min(1.0, self.conditions.own_wait_share * self.conditions.seconds * 1e9 / max(engine_ns, 1.0))
+        return max(0.0, 1 - float(self.cpu_ns.sum()) / engine_ns)
+
+    @property
+    def drift(self) -> float | None:
+        """Median CPU time of a request in the last third of the run over that in the first third, minus 1.
+
+        Each input is compared with itself, the median over the inputs is taken. None where a third is less than 20
+        requests, or does not hold each input once: then nothing can be said.
+        """
+        num_rounds = self.num_requests // 3 // self.num_inputs
+        size = num_rounds * self.num_inputs
+        if size < _MIN_DRIFT_REQUESTS:
+            return None
+        begin = (self.num_requests - size) // self.num_inputs * self.num_inputs
+        first, last = (
+            np.median(self.cpu_ns[start : start + size].reshape(num_rounds, self.num_inputs), axis=0)
+            for start in (0, begin)
+        )
+        return float(np.median(last / np.maximum(first, 1.0))) - 1
 
     @property
     def engine_ns(self) -> NDArray[np.int64]:
@@ -149,6 +177,7 @@ class Latency:
             "artifact_digest": self.artifact_digest,
             "inputs": self.inputs,
             "threads": self.threads,
+            "num_inputs": self.num_inputs,
             "num_requests": self.num_requests,
             "num_warm_up": self.num_warm_up,
             "is_settled": self.is_settled,
@@ -168,6 +197,7 @@ class Latency:
                 for bound in bounds
             },
             "waiting_share": round(self.waiting_share, 4),
+            "drift": None if self.drift is None else round(self.drift, 4),
             "cpu_ms": {"p50": self.cpu_ms, "mean": float(self.cpu_ns.mean()) / 1e6},
             "overhead_ns": self.overhead_ns,
             "energy_mj": self.energy_mj,
@@ -200,9 +230,11 @@ class Latency:
         with damage_errors(folder / LATENCY):
             if summary["num_requests"] != len(samples["wall_ns"]):
                 raise ValueError(f"{len(samples['wall_ns'])} samples instead of {summary['num_requests']}")
-            check_numbers(summary, ("threads", "overhead_ns", "num_warm_up"), optional=_OPTIONAL)
+            check_numbers(summary, ("threads", "num_inputs", "overhead_ns", "num_warm_up"), optional=_OPTIONAL)
             if min(int(column.min()) for column in samples.values()) < 0:
                 raise ValueError("a time below 0")
+            if summary["num_inputs"] < 1:
+                raise ValueError(f"{summary['num_inputs']} inputs")
             conditions = summary["conditions"]
             return cls(
                 wall_ns=samples["wall_ns"],
@@ -223,6 +255,7 @@ _PLAIN = (
     "artifact_digest",
     "inputs",
     "threads",
+    "num_inputs",
     "num_warm_up",
     "is_settled",
     "rate",
@@ -279,6 +312,7 @@ def measure_latency(
         machine=machine,
         load_after=describe_machine().load_1min,
         threads=threads,
+        num_inputs=len(inputs.arrays),
         overhead_ns=int(np.median(null.wall_ns)),
         conditions=watch.conditions,
         energy_mj=energy.per_request_mj(num_requests),

@@ -128,6 +128,7 @@ def measure_server(
         machine=machine,
         load_after=describe_machine().load_1min,
         threads=threads,
+        num_inputs=len(inputs.arrays),
         rate=rate,
         rate_source="asked for" if chosen.rate is not None else _HALF,
         capacity=capacity,

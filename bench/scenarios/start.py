@@ -1,10 +1,11 @@
-"""Start an artifact in a fresh process: how long until its first answer, and how much memory at the most."""
+"""Start an artifact in fresh processes: how long until the first answer, and how much memory at the most."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -12,48 +13,118 @@ from typing import Any
 
 from bench.machine.conditions import Conditions, Watch
 from bench.machine.machine import Machine, describe_machine
+from bench.machine.page_cache import drop_from_cache
 from bench.raw import damage_errors, pretty_json, read_json
+from bench.stats.percentiles import PercentileBounds, bound_percentile
 from bench.strict import check_numbers
 from edgesmith.errors import ArtifactError, EdgesmithError, VerificationError
 from edgesmith.files import atomic_write
 
-__all__ = ["START", "Start", "measure_start"]
+__all__ = ["START", "Process", "Start", "measure_start"]
 
 START = "start.json"
 _TIMEOUT_S = 600
+_NUM_STARTS = 7
+"""The fewest that bound their median at 99 % confidence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """One fresh process; wall times in milliseconds."""
+
+    first_answer_ms: float
+    """From before the process was made to its first answer."""
+    startup_ms: float
+    """Of that, until the interpreter had imported the runtime."""
+    verify_ms: float
+    """To read and hash the artifact's files."""
+    load_ms: float
+    """To import the engine's library and open the model."""
+    first_run_ms: float
+    startup_cpu_ms: float
+    """CPU time of the interpreter and its imports."""
+    peak_rss_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Medians over fresh processes; memory is the largest seen."""
+    """Fresh processes, one after the other."""
 
     engine: str
     artifact_digest: str
     threads: int
-    num_starts: int
-    startup_cpu_ms: float
-    """CPU time of the interpreter and its imports."""
-    verify_ms: float
-    """To hash the artifact's files."""
-    load_ms: float
-    """To import the engine's library and open the model."""
-    first_run_ms: float
-    peak_rss_bytes: int
+    processes: tuple[Process, ...]
+    """At least one."""
+    is_cache_cold: bool
+    """Whether the artifact's files were out of the page cache before each start, so that they came from the disk.
+    Interpreter and libraries were in it, since the process that measures uses them too."""
     machine: Machine
     conditions: Conditions | None = None
 
     @property
+    def num_starts(self) -> int:
+        """How many processes were started."""
+        return len(self.processes)
+
+    @property
     def cold_start_ms(self) -> float:
-        """From the start of the process to the first answer, in milliseconds."""
-        return self.startup_cpu_ms + self.verify_ms + self.load_ms + self.first_run_ms
+        """Median wall time from making the process to its first answer, in milliseconds; see `is_cache_cold`."""
+        return self._median("first_answer_ms")
+
+    @property
+    def startup_ms(self) -> float:
+        """Median time until the interpreter had imported the runtime."""
+        return self._median("startup_ms")
+
+    @property
+    def verify_ms(self) -> float:
+        """Median time to read and hash the artifact's files."""
+        return self._median("verify_ms")
+
+    @property
+    def load_ms(self) -> float:
+        """Median time to import the engine's library and open the model."""
+        return self._median("load_ms")
+
+    @property
+    def first_run_ms(self) -> float:
+        """Median time of the first answer alone."""
+        return self._median("first_run_ms")
+
+    @property
+    def peak_rss_bytes(self) -> int:
+        """Memory of the process that took most."""
+        return max(process.peak_rss_bytes for process in self.processes)
+
+    def bounds(self, confidence: float = 0.99) -> PercentileBounds:
+        """Bound the median of `first_answer_ms`: every start is a process of its own, taken as independent."""
+        return bound_percentile([process.first_answer_ms for process in self.processes], 50, confidence)
+
+    def _median(self, name: str) -> float:
+        return float(median(getattr(process, name) for process in self.processes))
 
     def summary(self) -> dict[str, Any]:
-        """JSON-able form."""
-        nested = {
+        """JSON-able form, every process included. A bound that the starts cannot support is null."""
+        bounds = self.bounds()
+        return {
+            "engine": self.engine,
+            "artifact_digest": self.artifact_digest,
+            "threads": self.threads,
+            "num_starts": self.num_starts,
+            "is_cache_cold": self.is_cache_cold,
+            "cold_start_ms": self.cold_start_ms,
+            "cold_start_bounds_ms": {
+                "confidence": bounds.confidence,
+                "lower": bounds.lower,
+                "upper": bounds.upper,
+                "num_required": bounds.num_required,
+            },
+            **{name: getattr(self, name) for name in ("startup_ms", "verify_ms", "load_ms", "first_run_ms")},
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "processes": [asdict(process) for process in self.processes],
             "machine": self.machine.to_json(),
             "conditions": self.conditions.to_json() if self.conditions else None,
         }
-        return asdict(self) | nested | {"cold_start_ms": self.cold_start_ms}
 
     def save(self, folder: Path) -> None:
         """Write `start.json` into a folder.
@@ -61,7 +132,7 @@ class Start:
         Raises:
             StorageError: The folder cannot be written.
         """
-        atomic_write(folder / START, pretty_json({"schema_version": 1} | self.summary()))
+        atomic_write(folder / START, pretty_json({"schema_version": 2} | self.summary()))
 
     @classmethod
     def load(cls, folder: Path) -> Start:
@@ -73,29 +144,25 @@ class Start:
         """
         value = read_json(folder / START, mend="Make one with `edgesmith bench`.")
         with damage_errors(folder / START):
-            check_numbers(value, _NUMBERS)
+            check_numbers(value, ("threads", "num_starts"))
+            for process in value["processes"]:
+                check_numbers(process, Process.__dataclass_fields__)
             conditions = value["conditions"]
-            plain = {name: value[name] for name in cls.__dataclass_fields__ if name not in ("machine", "conditions")}
-            return cls(
-                **plain,
+            read = cls(
+                **{name: value[name] for name in ("engine", "artifact_digest", "threads", "is_cache_cold")},
+                processes=tuple(Process(**process) for process in value["processes"]),
                 machine=Machine.from_json(value["machine"]),
                 conditions=None if conditions is None else Conditions.from_json(conditions),
             )
+            if not read.processes or read.num_starts != value["num_starts"]:
+                raise ValueError(f"{read.num_starts} processes instead of {value['num_starts']}")
+            if read.peak_rss_bytes != value["peak_rss_bytes"] or read.cold_start_ms != value["cold_start_ms"]:
+                raise ValueError("other figures than those of its processes")
+            return read
 
 
-_NUMBERS = (
-    "threads",
-    "num_starts",
-    "startup_cpu_ms",
-    "verify_ms",
-    "load_ms",
-    "first_run_ms",
-    "peak_rss_bytes",
-)
-
-
-def measure_start(path: Path, *, threads: int = 1, num_starts: int = 3) -> Start:
-    """Run the thin runtime's probe in fresh processes.
+def measure_start(path: Path, *, threads: int = 1, num_starts: int = _NUM_STARTS) -> Start:
+    """Run the thin runtime's probe in fresh processes, each after the artifact's files left the page cache.
 
     Args:
         path: The artifact.
@@ -108,24 +175,38 @@ def measure_start(path: Path, *, threads: int = 1, num_starts: int = 3) -> Start
         EdgesmithError: The probe died.
     """
     machine = describe_machine()
+    probes: list[dict[str, Any]] = []
+    processes: list[Process] = []
+    is_cache_cold = True
     with Watch() as watch:
-        probes = [_probe(path, threads) for _ in range(num_starts)]
-
-    def middle(name: str) -> float:
-        return float(median(probe[name] for probe in probes))
-
+        for _ in range(num_starts):
+            is_cache_cold = drop_from_cache(_files(path)) and is_cache_cold
+            made_at_ns = time.monotonic_ns()
+            probes.append(_probe(path, threads))
+            processes.append(_process(probes[-1], made_at_ns))
     return Start(
         engine=probes[0]["engine"],
         artifact_digest=probes[0]["artifact"],
         threads=threads,
-        num_starts=num_starts,
-        startup_cpu_ms=middle("startup_cpu_ms"),
-        verify_ms=middle("verify_ms"),
-        load_ms=middle("load_ms"),
-        first_run_ms=middle("first_run_ms"),
-        peak_rss_bytes=max(probe["peak_rss_bytes"] for probe in probes),
+        processes=tuple(processes),
+        is_cache_cold=is_cache_cold,
         machine=machine,
         conditions=watch.conditions,
+    )
+
+
+def _files(path: Path) -> list[Path]:
+    """The artifact's files; of a single model, also those beside it that hold its weights."""
+    found = path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}*")
+    return sorted(file for file in found if file.is_file())
+
+
+def _process(probe: dict[str, Any], made_at_ns: int) -> Process:
+    """Put the probe's moments on the clock of this process: the monotonic clock is the same for all processes."""
+    return Process(
+        first_answer_ms=(probe["answered_at_ns"] - made_at_ns) / 1e6,
+        startup_ms=(probe["began_at_ns"] - made_at_ns) / 1e6,
+        **{name: probe[name] for name in ("verify_ms", "load_ms", "first_run_ms", "startup_cpu_ms", "peak_rss_bytes")},
     )
 
 

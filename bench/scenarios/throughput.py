@@ -18,6 +18,7 @@ from bench.raw import damage_errors, pretty_json, read_json
 from bench.scenarios.inputs import Arrays, Inputs, num_tokens
 from bench.scenarios.timing import without_collector
 from bench.scenarios.warm_up import warm_up
+from bench.stats.dependence import percentile_inflation
 from bench.stats.percentiles import bound_percentile
 from bench.stats.resampling import Bounds
 from bench.strict import check_numbers
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 __all__ = ["THROUGHPUT", "Throughput", "ThroughputOptions", "encode_batches", "measure_throughput"]
 
 THROUGHPUT = "throughput.json"
+_ROUNDS = 40
+"""Rounds that the time is divided into."""
+_MIN_BATCHES = 4
+"""Of a round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +46,13 @@ class ThroughputOptions:
     batch_size: int = 32
     seconds: float = 15.0
     """Wall time aimed at; a round that was begun is finished."""
-    min_rounds: int = 9
-    """Each sends every example once. 7 are needed to bound the median round at 99 % confidence."""
+    min_rounds: int = 25
+    """Each sends every example once. 7 independent ones bound the median round at 99 % confidence; from fewer than
+    25 it cannot be told whether they are independent."""
     max_rounds: int = 200
     max_examples: int = 2048
-    """Of a round, taken evenly from all; the result says how many there were."""
+    """Of a round, taken evenly from all, and fewer where a round would take more than a fortieth of the time; the
+    result says how many there were."""
     max_warm_up_windows: int = 10
 
     def __post_init__(self) -> None:
@@ -86,8 +93,15 @@ class Throughput:
         """CPU time of an example in milliseconds, of the median round."""
         return 1000 * float(np.median(self.round_cpu_seconds)) / self.num_examples
 
+    @property
+    def inflation(self) -> float:
+        """How many rounds say as much about the median one as an independent one, ≥ 1."""
+        return percentile_inflation(self.round_seconds, 50)
+
     def examples_per_second(self, confidence: float = 0.99) -> Bounds:
         """Bound the rate of the median round, without a guess about the shape of the rounds' times.
+
+        Rounds that depend on each other, as while others use the machine, count for fewer.
 
         Args:
             confidence: Of each bound on its own.
@@ -95,7 +109,7 @@ class Throughput:
         Returns:
             Examples a second; the bounds are 0 and infinity where the rounds are too few.
         """
-        bounds = bound_percentile(self.round_seconds, 50, confidence)
+        bounds = bound_percentile(self.round_seconds, 50, confidence, self.inflation)
         return Bounds(
             estimate=self.num_examples / float(np.median(self.round_seconds)),
             lower=0.0 if bounds.upper is None else self.num_examples / bounds.upper,
@@ -114,6 +128,7 @@ class Throughput:
             "batch_size": self.batch_size,
             "num_examples": self.num_examples,
             "rounds": self.rounds,
+            "rounds_inflation": self.inflation,
             "threads": self.threads,
             "is_settled": self.is_settled,
             "examples_per_second": bounds.estimate,
@@ -233,10 +248,14 @@ def measure_throughput(
     chosen = options or ThroughputOptions()
     picked = _evenly(examples, chosen.max_examples)
     inputs = encode_batches(task, picked, batch_size=chosen.batch_size)
-    left_out = f" (of {len(examples):,})" if len(picked) < len(examples) else ""
     machine = describe_machine()
-    middle = Inputs(arrays=_evenly(inputs.arrays, 4), description="")
-    is_settled, _, _ = warm_up(engine, middle, max_windows=chosen.max_warm_up_windows)
+    middle = Inputs(arrays=_evenly(inputs.arrays, _MIN_BATCHES), description="")
+    is_settled, _, batch_seconds = warm_up(engine, middle, max_windows=chosen.max_warm_up_windows)
+    num_batches = max(_MIN_BATCHES, int(chosen.seconds / _ROUNDS / max(batch_seconds, 1e-9)))
+    if num_batches < len(inputs.arrays):
+        picked = _evenly(picked, num_batches * chosen.batch_size)
+        inputs = encode_batches(task, picked, batch_size=chosen.batch_size)
+    left_out = f" (of {len(examples):,})" if len(picked) < len(examples) else ""
     with Watch() as watch, EnergyMeter() as energy:
         wall, cpu = _run_rounds(engine, inputs.arrays, chosen, progress)
     return Throughput(

@@ -103,7 +103,7 @@ def certifying_ranks(
     if independent and 1 - binomial_cdf(0, independent, 1 - slow_rate) >= confidence:
         # X_(k) ≤ percentile holds when at least k samples are at or below it.
         rank = _largest(lambda k: 1 - binomial_cdf(k - 1, independent, 1 - slow_rate) >= confidence, independent)
-        lower = max(1, math.floor(rank * inflation + 1e-9)) if inflation > 1 else rank
+        lower = 1 + math.floor((rank - 1) * inflation)
     return lower, upper
 
 

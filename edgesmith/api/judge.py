@@ -52,6 +52,7 @@ def gate(
     limits = load_gates(gates)
     if not limits.are_set:
         raise UsageError(f"{gates}: sets no gate: there is nothing to judge", mend="Set accuracy, size or another one.")
+    artifact = locate_target(artifact, artifact.resolve().name)
     opened = open_artifact(artifact)
     folder = evidence or artifact.resolve().parent / EVIDENCE
     if evidence is not None and not evidence.is_dir():
@@ -63,6 +64,8 @@ def gate(
         folders.append(other.path.resolve().parent / EVIDENCE)  # an earlier release has its own
     found = find_evidence(folders)
     baseline = noted("baseline", found, opened.digest, folder) or previous
+    if baseline is not None and baseline is previous and baseline.digest == opened.digest:
+        raise UsageError(f"{against}: is the very artifact that is judged", mend="Compare it with another one.")
     previous = previous or noted("previous", found, opened.digest, folder)
     _, verdicts = judge_measured(limits, Subject.of(opened), baseline, previous, found, folder)
     VerdictFiles(junit=junit, summary=summary, comment=comment).write(verdicts, title=artifact.resolve().name)

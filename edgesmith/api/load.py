@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["LoadTest", "load", "load_worker"]
 
+_MAX_STEP_S = 90.0
+_USUAL_S = 20.0
+_EXPECTED_SLOW = 3
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoadTest:
@@ -33,12 +37,29 @@ class LoadTest:
     def outcome(self) -> str:
         """The verdict; without a limit PASS where every request was answered, rightly and at the asked rate."""
         if self.search is not None:
-            return "INCONCLUSIVE" if self.search.highest_pass is None else "PASS"
+            if self.search.highest_pass is not None:
+                return "PASS"
+            return "INCONCLUSIVE" if self.search.lowest_fail is None else "FAIL"
         if self.verdicts:
             return self.verdicts[0].verdict.value
-        if not self.result.is_open_loop_kept:
-            return "INCONCLUSIVE"
-        return "FAIL" if self.result.num_failed else "PASS"
+        if self.result.num_failed and not self.is_interrupted:
+            return "FAIL"
+        return "PASS" if self.result.is_open_loop_kept else "INCONCLUSIVE"
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether the user ended it early."""
+        return "interrupt" in self.result.stopped_because
+
+    @property
+    def reason(self) -> str:
+        """Why, where no limit was given."""
+        result = self.result
+        if self.outcome == "FAIL":
+            return f"{result.num_failed:,} of {result.num_requests:,} requests failed"
+        if self.outcome == "INCONCLUSIVE":
+            return result.why_not_kept
+        return f"all {result.num_requests:,} requests were answered; --limit-ms judges how fast"
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -53,7 +74,7 @@ def load(
     url: str,
     *,
     rate: float = 10.0,
-    duration: float = 20.0,
+    duration: float | None = None,
     shape: str = "constant",
     peak_rate: float | None = None,
     search: bool = False,
@@ -71,6 +92,7 @@ def load(
     processes: int = 1,
     expect_workers: int = 0,
     master_host: str = "127.0.0.1",
+    master_port: int | None = None,
     web_port: int | None = None,
     out: Path | None = None,
     seed: int = 0,
@@ -81,7 +103,8 @@ def load(
     Args:
         url: The model's URL (`…/v2/models/NAME`) or an OpenAI base (`…/v1`).
         rate: Requests that arrive in a second.
-        duration: Seconds; of a search, those of one step at least.
+        duration: Seconds; of a search, those of one step at least. Left out, 20, or as many as it takes to judge the
+            percentile.
         shape: `constant`, `soak`, `ramp` (from `rate` to `peak_rate`) or `spike` (to `peak_rate` for a while).
         peak_rate: Highest rate of a ramp or a spike.
         search: Find the highest rate that meets `limit_ms`, from `rate` on.
@@ -99,6 +122,7 @@ def load(
         processes: Processes that send.
         expect_workers: Workers of other machines to wait for instead.
         master_host: Address on which they are awaited.
+        master_port: Port of that address; Locust's 5557 if left out.
         web_port: Port of Locust's web page, on loopback only.
         out: Folder for the samples.
         seed: Of arrivals and of the rows' draw.
@@ -113,9 +137,12 @@ def load(
 
     if search and limit_ms is None:
         raise UsageError("--search needs --limit-ms: the time that the percentile must meet")
+    seconds = duration or _usual_seconds(rate, percentile if limit_ms is not None and not search else None, progress)
+    if search and (shape != "constant" or seconds > _MAX_STEP_S):
+        raise UsageError(f"--search holds constant rates for at most {_MAX_STEP_S:g} s each: no --shape, no longer one")
     plan = LoadPlan(
         url=url,
-        shape=_shape(shape, rate, duration, peak_rate),
+        shape=_shape(shape, rate, seconds, peak_rate),
         data=data,
         model=model,
         encoder=artifact,
@@ -131,9 +158,12 @@ def load(
         processes=processes,
         expect_workers=expect_workers,
         master_host=master_host,
+        master_port=master_port,
         web_port=web_port,
     )
-    return _search(plan, rate, duration, out, progress) if search else _load(plan, artifact, out, progress)
+    if out is not None and artifact is None:
+        progress.note("the evidence names no artifact, so no gate finds it: say with --artifact what the server runs")
+    return _search(plan, rate, seconds, out, progress) if search else _load(plan, artifact, out, progress)
 
 
 def load_worker(master: str, *, progress: Progress = SILENT) -> None:
@@ -152,6 +182,19 @@ def load_worker(master: str, *, progress: Progress = SILENT) -> None:
     if port and not port.isdigit():
         raise UsageError(f"{master}: must be HOST or HOST:PORT of the master")
     run_worker(host, int(port), progress=progress) if port else run_worker(host, progress=progress)
+
+
+def _usual_seconds(rate: float, percentile: float | None, progress: Progress) -> float:
+    """How long a load lasts that the user gave no duration for: long enough to judge the percentile, if any."""
+    from bench.load import LoadPlan
+    from bench.stats.percentiles import required_samples
+
+    if percentile is None or not 0 < percentile < 100:  # the plan refuses it
+        return _USUAL_S
+    needed = required_samples(percentile, LoadPlan.confidence, _EXPECTED_SLOW) / rate
+    if needed > _USUAL_S:
+        progress.note(f"p{percentile:g} is judged: {needed:.0f} s at {rate:g} requests/s; --duration takes other ones")
+    return max(_USUAL_S, needed)
 
 
 def _shape(name: str, rate: float, seconds: float, peak_rate: float | None) -> Shape:
@@ -203,8 +246,7 @@ def _search(plan: LoadPlan, rate: float, duration: float, out: Path | None, prog
 
     if out is not None and out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / SEARCH).is_file())):
         raise UsageError(f"{out}: is there already and is no search for a rate", mend="Choose another folder.")
-    found = find_rate(
-        plan, options=SearchOptions(start_rate=rate, min_step_s=min(duration, 90.0)), out=out, progress=progress
-    )
+    options = SearchOptions(start_rate=rate, min_step_s=duration, max_step_s=_MAX_STEP_S)
+    found = find_rate(plan, options=options, out=out, progress=progress)
     best = [step for step in found.steps if step.rate == found.highest_pass] or list(found.steps)
     return LoadTest(result=best[-1].result, search=found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,6 +156,10 @@ def bench(
     from edgesmith.evidence import Measured, measured_duets
     from edgesmith.stages.rows import Rows
 
+    if threads > (os.cpu_count() or threads):
+        progress.note(f"{threads} threads on {os.cpu_count()} CPUs: they take turns, slower than fewer would be")
+    if data is None:
+        progress.note("timed with packaged English sentences; give --data for rows of your own")
     opened = open_artifact(artifact, kinds=("checkpoint",) if scenario == "generate" else ("onnx",))
     num = NUM_BATCHED if scenario == "offline" else NUM_TIMED
     stage: Stage

@@ -6,6 +6,7 @@ Nothing heavy is imported here: `--help`, `plan`, `inspect` and `gate` start at 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from io import TextIOWrapper
@@ -19,6 +20,7 @@ from edgesmith.errors import EdgesmithError, UsageError
 
 __all__ = ["app", "main"]
 
+_EXIT_PIPE = 141
 EXIT_CODES = "Exit codes: 0 done or PASS · 1 FAIL · 2 usage or internal error · 3 INCONCLUSIVE · 4 input refused."
 
 
@@ -29,15 +31,14 @@ class _Commands(TyperGroup):
         """Run one command."""
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()
         except EdgesmithError as error:
             _end(error)
-        except KeyboardInterrupt:
-            text = "interrupted; finished steps are in the store, and the next run goes on from there"
-            _end(EdgesmithError(text), code=130)
-        except BrokenPipeError:  # whoever reads has seen enough, as `| head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)
+        except KeyboardInterrupt as interrupt:
+            goes_on = "; finished steps are in the store, and the next run goes on from there"
+            text = "interrupted" + (goes_on if ctx.invoked_subcommand == "run" else "")
+            _end(EdgesmithError(text), code=143 if isinstance(interrupt, _TerminatedError) else 130)
+        except BrokenPipeError:
+            _end_quietly()
         except Exception as error:
             if isinstance(error, typer.Exit | typer.Abort) or hasattr(error, "format_message"):
                 raise
@@ -113,16 +114,48 @@ for _panel, _commands in _PANELS.items():
         app.command(_name, epilog=f"[dim]Example:[/dim] {_example}", rich_help_panel=_panel)(_command)
 
 
+def _end_orderly(*_: object) -> NoReturn:
+    """On SIGTERM leave like on Ctrl-C, so that what was measured is kept and no temporary file stays."""
+    raise _TerminatedError
+
+
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM."""
+
+
+def _end_quietly() -> NoReturn:
+    """Leave when whoever reads has seen enough, as `| head` does."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(_EXIT_PIPE)
+
+
+def _is_discarded() -> bool:
+    """Whether standard output leads to the null device."""
+    try:
+        return os.path.sameopenfile(sys.stdout.fileno(), os.open(os.devnull, os.O_WRONLY))
+    except (OSError, ValueError):  # no file at all
+        return False
+
+
 def main() -> None:
     """Run the command line; every error becomes a message and an exit code."""
+    signal.signal(signal.SIGTERM, _end_orderly)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Idle OpenMP threads sleep instead of spinning: torch's take turns with other work on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal without Unicode shows escapes instead of failing
             stream.reconfigure(errors="backslashreplace")
+    was_discarded = _is_discarded()
     try:
         code = app(standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _end_quietly()
+    except SystemExit:
+        if _is_discarded() and not was_discarded:  # rich ends so, after it has closed the broken pipe
+            sys.exit(_EXIT_PIPE)
+        raise
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise

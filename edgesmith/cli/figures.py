@@ -38,7 +38,7 @@ def show_load(test: LoadTest, json: bool) -> None:
         console.say(f"{test.outcome}: {test.search.sentence}")
     show_verdicts(test.verdicts)
     if not test.search and not test.verdicts:
-        console.say(f"{test.outcome}: no limit was given (--limit-ms); PASS means that every request was answered")
+        console.say(f"{test.outcome}: {test.reason}")
 
 
 def _latency(figures: Mapping[str, Any]) -> None:
@@ -87,7 +87,8 @@ def _start(figures: Mapping[str, Any]) -> None:
 
     console.print_facts(
         {
-            "cold start": f"{figures['cold_start_ms']:.0f} ms to the first answer of a fresh process",
+            "start": f"{figures['cold_start_ms']:.0f} ms to the first answer of a fresh process, files "
+            + ("read from the disk" if figures["is_cache_cold"] else "in the page cache already"),
             "memory": f"{format_bytes(figures['peak_rss_bytes'])} at the peak",
         }
     )
@@ -193,7 +194,9 @@ def _show_load(figures: Mapping[str, Any]) -> None:
         if key in streams:
             _percentiles({"bounds": streams[key]}, "", "bounds", name)
     lag = figures["lag_ms"]
+    num_ok = figures["num_requests"] - figures["num_failed"]
     facts = {
+        "answered": f"{num_ok:,} of {figures['num_requests']:,} requests, {figures['num_failed']:,} failed",
         "sending lag": f"p99 {lag['p99']:.3f} ms ({lag['allowed']:g} allowed)",
         "load generator": f"{figures['client_cpu_us']:.0f} µs CPU a request, {figures['num_connections']} connections",
     }

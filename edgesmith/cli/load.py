@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgesmith.cli.figures import show_load
-from edgesmith.cli.options import Columns, DataFile, Json, Seed, pairs
+from edgesmith.cli.options import Columns, DataFile, Json, Seed, headers, pairs
 from edgesmith.cli.show import EXIT_BY_VERDICT
 
 __all__ = ["load"]
@@ -22,7 +22,10 @@ def load(
         ),
     ],
     rate: Annotated[float, typer.Option(min=0.001, help="Requests that arrive in a second.")] = 10.0,
-    duration: Annotated[float, typer.Option(min=0.1, help="Seconds; with --search those of one step at least.")] = 20.0,
+    duration: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Seconds, of a search those of one step. [default: 20, or what --limit-ms needs]"),
+    ] = None,
     shape: Annotated[
         str, typer.Option(help="constant, soak, ramp (from --rate to --peak-rate) or spike (to --peak-rate).")
     ] = "constant",
@@ -48,7 +51,9 @@ def load(
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Ask for generated tokens one by one.")] = True,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a generated answer.")] = 64,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds after which a request has failed.")] = 30.0,
-    header: Annotated[list[str] | None, typer.Option(metavar="NAME:VALUE", help="Further header; repeatable.")] = None,
+    header: Annotated[
+        list[str] | None, typer.Option(metavar="NAME:VALUE", help="Further header, also NAME:@FILE; repeatable.")
+    ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes that send.")] = 1,
     expect_workers: Annotated[
         int, typer.Option(min=0, help="Wait for so many `edgesmith load --worker` elsewhere instead.")
@@ -60,6 +65,7 @@ def load(
     master_host: Annotated[
         str, typer.Option(metavar="HOST", help="Address on which those workers are awaited.")
     ] = "127.0.0.1",
+    master_port: Annotated[int | None, typer.Option(help="Port of that address. [default: 5557]")] = None,
     web: Annotated[
         int | None, typer.Option("--web", metavar="PORT", help="Open Locust's web page on loopback.")
     ] = None,
@@ -92,14 +98,17 @@ def load(
         stream=stream,
         max_tokens=max_tokens,
         timeout=timeout,
-        headers=pairs(header, flag="header", separator=":"),
+        headers=headers(header),
         processes=processes,
         expect_workers=expect_workers,
         master_host=master_host,
+        master_port=master_port,
         web_port=web,
         out=out,
         seed=seed,
         progress=console.ConsoleProgress(),
     )
     show_load(result, json)
+    if result.is_interrupted:
+        raise KeyboardInterrupt
     raise typer.Exit(EXIT_BY_VERDICT[result.outcome])

@@ -25,6 +25,7 @@ __all__ = [
     "SummaryFile",
     "TaskName",
     "Threads",
+    "headers",
     "pairs",
 ]
 
@@ -67,17 +68,37 @@ CommentFile = Annotated[
 ]
 
 
-def pairs(given: list[str] | None, *, flag: str = "column", separator: str = "=") -> dict[str, str]:
-    """Read `NAME=VALUE` options.
+def headers(given: list[str] | None) -> dict[str, str]:
+    """Read `NAME:VALUE` options; `NAME:@FILE` takes the value from a file, which no list of processes shows.
+
+    Raises:
+        UsageError: one looks otherwise, or its file cannot be read. The value is not repeated.
+    """
+    found = {}
+    for text in given or []:
+        name, sign, value = text.partition(":")
+        if not (name.strip() and sign and value.strip()):
+            raise UsageError(f"--header {name.strip()}: must look like NAME:VALUE or NAME:@FILE")
+        value = value.strip()
+        if value.startswith("@"):
+            try:
+                value = Path(value[1:]).read_text(encoding="utf-8").strip()
+            except (OSError, ValueError) as error:
+                raise UsageError(f"--header {name.strip()}: {value[1:]} cannot be read: {error}") from error
+        found[name.strip()] = value
+    return found
+
+
+def pairs(given: list[str] | None) -> dict[str, str]:
+    """Read `NAME=COLUMN` options.
 
     Raises:
         UsageError: one looks otherwise.
     """
     found = {}
     for text in given or []:
-        name, sign, value = text.partition(separator)
+        name, sign, value = text.partition("=")
         if not (name.strip() and sign and value.strip()):
-            example = "text=body" if separator == "=" else "Authorization:Bearer TOKEN"
-            raise UsageError(f"--{flag} {text}: must look like {example}")
+            raise UsageError(f"--column {text}: must look like text=body")
         found[name.strip()] = value.strip()
     return found

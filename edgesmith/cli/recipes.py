@@ -99,6 +99,11 @@ def _show_run(result: Any) -> None:
     console.print_table(("step", "does", "", "time"), steps)
     console.print_table(*result.table())
     for target in result.targets:
+        if result.is_judged and not target.verdicts:
+            console.say(
+                f"INCONCLUSIVE {target.name}: is its own baseline, and no gate is left that compares with none; "
+                "set one such as accuracy.min or size.max_mb, or name another baseline"
+            )
         show_verdicts(target.verdicts, title=target.name)
     overall = result.verdict if result.is_judged else "no gates set: nothing was judged"
     console.say(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import shutil
 from abc import ABC, abstractmethod
@@ -75,7 +76,7 @@ class Stage(ABC):
         """Where the result lies in a store."""
         machine = {"machine": machine_id()} if self.is_of_this_machine or self.is_timed else {}
         if self.is_timed:
-            machine["host"] = platform.node()
+            machine["host"] = host_id()
         return StepKey(
             step=self.step,
             module=type(self).__module__,
@@ -109,6 +110,13 @@ class Stage(ABC):
             signature=signature,
             tools=tool_versions(*self.libraries),
         )
+
+
+@functools.cache
+def host_id() -> str:
+    """Name this very machine: containers of several may share a host name, but not a boot of the kernel."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return sha256_text(platform.node(), boot.read_text() if boot.is_file() else "")
 
 
 def machine_id() -> str:

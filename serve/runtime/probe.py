@@ -46,14 +46,16 @@ def probe(path: Path, *, threads: int = 1, num_runs: int = 30, inputs: Path | No
     Returns:
         Times in milliseconds: `startup_cpu_ms` of the interpreter and its imports, `verify_ms` to hash the
         artifact's files, `load_ms` to import the engine's library and open the model, `first_run_ms`, then
-        `latency_ms` and `cpu_ms` of a run; `peak_rss_bytes` of this process; and the golden check.
+        `latency_ms` and `cpu_ms` of a run; `peak_rss_bytes` of this process; and the golden check. `began_at_ns`
+        and `answered_at_ns` are moments of the system's monotonic clock, which the process that started this one
+        may compare with its own: the end of the imports, and the first answer.
 
     Raises:
         EdgesmithError: As `open_artifact`, `open_engine` and `Engine.run` do.
     """
     if num_runs < 1:
         raise UsageError(f"runs is {num_runs}; it must be at least 1")
-    startup_cpu_ms = time.process_time_ns() / 1e6
+    began_at_ns, startup_cpu_ms = time.monotonic_ns(), time.process_time_ns() / 1e6
     start = time.perf_counter_ns()
     artifact = open_artifact(path)
     verified = time.perf_counter_ns()
@@ -62,7 +64,7 @@ def probe(path: Path, *, threads: int = 1, num_runs: int = 30, inputs: Path | No
     arrays = _inputs(artifact, engine, inputs)
     first = time.perf_counter_ns()
     engine.run(arrays)
-    answered = time.perf_counter_ns()
+    answered, answered_at_ns = time.perf_counter_ns(), time.monotonic_ns()
     latencies_ms, cpu_ms = _time_runs(engine, arrays, num_runs)
     golden = check_golden(artifact, engine)
     result = {
@@ -71,6 +73,8 @@ def probe(path: Path, *, threads: int = 1, num_runs: int = 30, inputs: Path | No
         "threads": threads,
         "num_runs": num_runs,
         "input_shapes": {name: list(array.shape) for name, array in arrays.items()},
+        "began_at_ns": began_at_ns,
+        "answered_at_ns": answered_at_ns,
         "startup_cpu_ms": startup_cpu_ms,
         "verify_ms": (verified - start) / 1e6,
         "load_ms": (loaded - verified) / 1e6,

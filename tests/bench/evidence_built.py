@@ -16,7 +16,7 @@ from bench.load.schedule import constant
 from bench.machine.conditions import Conditions
 from bench.machine.machine import Machine, describe_machine
 from bench.scenarios.latency import Latency
-from bench.scenarios.start import Start
+from bench.scenarios.start import Process, Start
 from bench.scenarios.throughput import Throughput
 from bench.sizes.footprint import Footprint
 from edgesmith.tasks import Example, get_task
@@ -163,17 +163,34 @@ def throughput(
     )
 
 
-def start(cold_ms: float = 300.0, peak_mb: float = 120.0, *, machine: Machine = MACHINE) -> Start:
+def start(
+    cold_ms: float = 300.0,
+    peak_mb: float = 120.0,
+    *,
+    machine: Machine = MACHINE,
+    num_starts: int = 7,
+    spread_ms: float = 0.0,
+    spread_mb: float = 0.0,
+) -> Start:
+    """Fresh processes whose times are evenly spread around `cold_ms`; the one that takes most memory `peak_mb`."""
+    shares = np.linspace(-0.5, 0.5, num_starts) if num_starts > 1 else np.zeros(1)
     return Start(
         engine="onnxruntime",
         artifact_digest="sha256:int8",
         threads=1,
-        num_starts=3,
-        startup_cpu_ms=100.0,
-        verify_ms=20.0,
-        load_ms=cold_ms - 130.0,
-        first_run_ms=10.0,
-        peak_rss_bytes=round(peak_mb * 1e6),
+        processes=tuple(
+            Process(
+                first_answer_ms=cold_ms + float(share) * spread_ms,
+                startup_ms=100.0,
+                verify_ms=20.0,
+                load_ms=cold_ms - 130.0,
+                first_run_ms=10.0,
+                startup_cpu_ms=90.0,
+                peak_rss_bytes=round((peak_mb - (0.5 - float(share)) * spread_mb) * 1e6),
+            )
+            for share in shares
+        ),
+        is_cache_cold=True,
         machine=machine,
         conditions=conditions(),
     )

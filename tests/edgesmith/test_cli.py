@@ -48,6 +48,15 @@ def test_doctor_knows_what_each_extra_brings() -> None:
     assert "torch" not in facts["serve"]["detail"]
 
 
+def test_a_reader_that_has_seen_enough_is_no_failure() -> None:
+    program = f"{sys.executable} -c 'from edgesmith.cli import main; main()'"
+    for arguments in ("--help", "load --help", "doctor --json"):
+        script = f"{program} {arguments} | true; echo ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+        assert done.stdout.strip() == "141", done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_an_internal_error_is_no_verdict() -> None:
     code = (
         "import sys\nfrom edgesmith import api, cli\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 import numpy as np
@@ -24,6 +24,18 @@ __all__ = ["Dispatcher"]
 _CLOCK = time.monotonic_ns
 
 Fire = Callable[..., Any]
+
+
+class _Reply(NamedTuple):
+    """A right answer."""
+
+    finish_ns: int
+    """Moment of the last byte."""
+    num_bytes: int
+    """Of the body; 0 of a stream."""
+    token_ns: list[int]
+    """Moments of a stream's pieces of text."""
+    num_tokens: int | None
 
 
 class Dispatcher:
@@ -100,20 +112,22 @@ class Dispatcher:
         intended_ns = self._begin_ns + start_ns
         lag_ns = _CLOCK() - intended_ns
         failure: AnswerError | None = None
-        token_ns: list[int] = []
-        num_bytes = 0
-        finish_ns = 0
+        reply: _Reply | None = None
         try:
-            finish_ns, num_bytes, token_ns = self._ask(index)
+            reply = self._ask(index)
         except AnswerError as error:
             failure = error
         except gevent.GreenletExit:
             failure = AnswerError("interrupted", "the load was stopped before the answer")
-        wall_ns = (finish_ns or _CLOCK()) - intended_ns
-        self._note(start_ns, wall_ns, lag_ns, failure, [moment - intended_ns for moment in token_ns], num_bytes)
+        wall_ns = (_CLOCK() if reply is None else reply.finish_ns) - intended_ns
+        self._note(start_ns, wall_ns, lag_ns, failure, reply)
 
-    def _ask(self, index: int) -> tuple[int, int, list[int]]:
-        """Exchange one request; give the moment of the last byte, the body's size and those of the tokens."""
+    def _ask(self, index: int) -> _Reply:
+        """Exchange one request.
+
+        Raises:
+            AnswerError: There is no right answer.
+        """
         stream = self._checker.open_stream(index)
         reply = exchange(
             self._connections, self.target.requests[index], timeout_s=self.plan.timeout_s, stream=stream, clock=_CLOCK
@@ -122,38 +136,34 @@ class Dispatcher:
         status = reply.get_code()
         if stream is not None and status == 200:
             stream.finish()
-            return finish_ns, 0, stream.token_ns
+            return _Reply(finish_ns, 0, stream.token_ns, stream.num_tokens)
         body = bytes(reply.body)
         self._checker.check(index, status, reply.get, body)
-        return finish_ns, len(body), []
+        return _Reply(finish_ns, len(body), [], None)
 
     def _refuse(self, start_ns: int, in_flight: int) -> None:
         self.recorder.num_not_sent += 1
         lag_ns = _CLOCK() - self._begin_ns - start_ns
         failure = AnswerError("not sent", f"{in_flight} requests were already waiting for an answer")
-        self._note(start_ns, lag_ns, lag_ns, failure, [], 0)
+        self._note(start_ns, lag_ns, lag_ns, failure, None)
 
     def _note(
-        self,
-        start_ns: int,
-        wall_ns: int,
-        lag_ns: int,
-        failure: AnswerError | None,
-        token_ns: list[int],
-        num_bytes: int,
+        self, start_ns: int, wall_ns: int, lag_ns: int, failure: AnswerError | None, reply: _Reply | None
     ) -> None:
+        intended_ns = self._begin_ns + start_ns
         self.recorder.record(
             start_ns=start_ns,
             wall_ns=wall_ns,
             lag_ns=lag_ns,
             failure=None if failure is None else (failure.name, failure.detail),
-            token_ns=token_ns,
+            token_ns=[] if reply is None else [moment - intended_ns for moment in reply.token_ns],
+            num_tokens=None if reply is None else reply.num_tokens,
         )
         self.fire(
             request_type="POST",
             name=self.target.path,
             response_time=wall_ns / 1e6,
-            response_length=num_bytes,
+            response_length=0 if reply is None else reply.num_bytes,
             exception=None if failure is None else failure.name,
             context={},
         )

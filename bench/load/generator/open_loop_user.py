@@ -16,6 +16,7 @@ from locust.exception import StopUser
 from locust.runners import LocalRunner, MasterRunner
 
 from bench.load.generator.roles import Master, Worker, leave_with_parent, report_often
+from bench.load.job import JOB
 
 _REPORTS = "edgesmith"
 _roles: dict[str, Worker] = {}
@@ -35,19 +36,22 @@ class OpenLoopUser(User):  # type: ignore[misc]  # the library's types are not r
 def _on_init(environment: Environment, **_: Any) -> None:
     named = os.environ.get("EDGESMITH_LOAD_FOLDER")
     folder = Path(named) if named else None
+    job = int(os.environ[JOB]) if JOB in os.environ else None
     if isinstance(environment.runner, MasterRunner):
         assert folder is not None
-        master = Master(environment, folder)
+        assert job is not None
+        master = Master(environment, folder, job)
 
         def store(data: dict[str, Any], **_: Any) -> None:
             master.store(data.pop(_REPORTS, None))
 
         environment.events.worker_report.add_listener(store)
         return
-    worker = _roles["worker"] = Worker(environment, folder)
+    worker = _roles["worker"] = Worker(environment, job)
     if isinstance(environment.runner, LocalRunner):
         assert folder is not None
-        gevent.spawn(report_often, worker, Master(environment, folder))
+        assert job is not None
+        gevent.spawn(report_often, worker, Master(environment, folder, job))
         return
 
     gevent.spawn(leave_with_parent, environment)

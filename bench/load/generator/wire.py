@@ -5,20 +5,30 @@ The sockets are gevent's: whoever waits for an answer leaves the process to the 
 
 from __future__ import annotations
 
+import errno
 import socket as blocking
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from typing import Any, TypeAlias
 
 import gevent
 from gevent import socket, ssl
 from geventhttpclient.response import HTTPParseError, HTTPResponse
 
 from bench.load.protocols import AnswerError, StreamReader
+from bench.load.recording import GENERATOR
 from bench.load.target import Address
 
 __all__ = ["Connections", "Reply", "exchange"]
 
 _RECEIVE_BYTES = 1 << 16
+_CONNECT_S = 5.0
+_OWN_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
+"""What this machine lacks, whatever the server does: files, ports, memory."""
+
+_Place: TypeAlias = tuple[tuple[int, int, int], Any]
+"""Family, type and protocol of a socket, and where it connects to."""
 
 
 class Reply(HTTPResponse):  # type: ignore[misc]  # the library has no types here
@@ -41,16 +51,16 @@ class Connections:
     """Open connections to one server; the one used last is used first.
 
     Args:
-        address: Its name is looked up once, so that no request waits for it.
+        address: Its name is looked up once, so that no request waits for it; of several places behind the name the
+            first one that answers is used, as the probe did.
     """
 
     def __init__(self, address: Address) -> None:
-        family, kind, protocol, _, self._place = socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM
-        )[0]
-        self._arguments = (family, kind, protocol)
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        places = [((family, kind, protocol), place) for family, kind, protocol, _, place in found]
+        self._arguments, self._place = _first_that_answers(places)
         self._host = address.host
-        self._context = ssl.create_default_context() if address.is_tls else None
+        self._context = _tls_context() if address.is_tls else None
         self._idle: list[socket.socket] = []
         self.num_opened = 0
 
@@ -83,15 +93,45 @@ class Connections:
             self._idle.pop().close()
 
 
+def _tls_context() -> ssl.SSLContext:
+    """Check certificates and names, by gevent's own sockets whether the standard library's are replaced or not."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_default_certs()
+    return context
+
+
+def _first_that_answers(places: Sequence[_Place]) -> _Place:
+    """Connect to each place in turn, once; give the first one where that works, else the first."""
+    if len(places) > 1:
+        for arguments, place in places:
+            with closing(socket.socket(*arguments)) as connection:
+                connection.settimeout(_CONNECT_S)
+                with suppress(OSError):
+                    connection.connect(place)
+                    return arguments, place
+    return places[0]
+
+
 def _is_open(connection: socket.socket) -> bool:
     """Whether a connection that should be silent is: one that can be read was closed by the other side."""
     if isinstance(connection, ssl.SSLSocket):
-        return bool(connection.fileno() >= 0)
+        return _is_tls_open(connection)
     try:
         connection._sock.recv(1, blocking.MSG_PEEK | blocking.MSG_DONTWAIT)
     except BlockingIOError:
         return True
     except OSError:
+        return False
+    return False
+
+
+def _is_tls_open(connection: ssl.SSLSocket) -> bool:
+    """Take what lies there unread: session tickets belong to an open connection, an alert or an end to a closed one."""
+    try:
+        connection._sslobj.read(1)
+    except ssl.SSLWantReadError:
+        return True
+    except (OSError, ValueError, AttributeError):
         return False
     return False
 
@@ -114,7 +154,8 @@ def exchange(
         clock: Gives nanoseconds.
 
     Raises:
-        AnswerError: There is no whole answer: `time-out`, `refused`, `reset`, `closed`, `unreachable`, `not HTTP`.
+        AnswerError: There is no whole answer: `time-out`, `refused`, `reset`, `closed`, `unreachable`, `not HTTP`,
+            or, of this machine's own making, `generator`.
     """
     connection: socket.socket | None = None
     is_reusable = False
@@ -136,7 +177,8 @@ def exchange(
     except HTTPParseError as error:
         raise AnswerError("not HTTP", str(error) or "the answer cannot be parsed") from error
     except OSError as error:
-        raise AnswerError("unreachable", str(error)) from error
+        name = GENERATOR if error.errno in _OWN_FAULTS else "unreachable"
+        raise AnswerError(name, str(error)) from error
     finally:
         timer.close()
         if connection is not None:

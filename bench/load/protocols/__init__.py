@@ -12,6 +12,8 @@ from edgesmith.errors import ServerError, UsageError
 
 __all__ = ["AnswerError", "Checker", "StreamReader", "open_checker", "prepare_target"]
 
+_ROOTS: dict[ProtocolName, str] = {"oip": "/v2", "openai": "/v1"}
+
 
 def prepare_target(plan: LoadPlan) -> Target:
     """Ask the server what it serves, and make every request.
@@ -27,6 +29,8 @@ def prepare_target(plan: LoadPlan) -> Target:
     protocol = plan.protocol
     if protocol is None:
         protocol, path = _guess(server, path, plan.model)
+    elif not path:
+        path = _ROOTS[protocol]
     match protocol:
         case "oip":
             return prepare_oip(plan, server, path)

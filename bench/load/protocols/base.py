@@ -31,6 +31,8 @@ class StreamReader(Protocol):
 
     token_ns: list[int]
     """When each piece of text came, as given to `feed`; empty pieces are none."""
+    num_tokens: int | None
+    """How many tokens the server says that they hold; None if it does not say."""
 
     def feed(self, data: bytes, now_ns: int) -> None:
         """Take the next bytes, cut anywhere."""

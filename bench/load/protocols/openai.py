@@ -5,6 +5,7 @@ Source: OpenAI API reference (`/v1/completions`, `/v1/chat/completions`, `/v1/em
 
 from __future__ import annotations
 
+import http.client
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +22,8 @@ from edgesmith.errors import DataError, ServerError, UsageError
 __all__ = ["OpenAiChecker", "TokenReader", "is_openai_path", "prepare_openai"]
 
 _OPERATIONS = ("/chat/completions", "/completions", "/embeddings")
+_WITH_USAGE = {"stream_options": {"include_usage": True}}
+_REFUSED = (http.client.BAD_REQUEST, http.client.UNPROCESSABLE_ENTITY, http.client.NOT_IMPLEMENTED)
 _FINISHED = frozenset({"stop", "length", "tool_calls", "function_call", "content_filter"})
 
 
@@ -42,6 +45,8 @@ def prepare_openai(plan: LoadPlan, server: Server, path: str) -> Target:
         UsageError: It does not have the one asked for.
         DataError: The data file is damaged or a row has no text.
     """
+    if plan.binary is not None:
+        raise UsageError("tensors as bytes or as JSON: OpenAI's interface has no tensors", mend="Leave it out.")
     operation = next((suffix for suffix in _OPERATIONS if path.endswith(suffix)), None)
     base = path if operation is None else path.removesuffix(operation)
     operation = operation or "/chat/completions"
@@ -52,6 +57,11 @@ def prepare_openai(plan: LoadPlan, server: Server, path: str) -> Target:
     else:
         bodies = [_generation_body(plan, row, model, is_chat=operation == "/chat/completions") for row in rows]
     is_stream = plan.stream and operation != "/embeddings"
+    if is_stream:
+        if _counts_tokens(server, base + operation, bodies[0]):
+            bodies = [body | _WITH_USAGE for body in bodies]
+        else:
+            notes = (*notes, "the server refuses stream_options: pieces of text are counted, not tokens")
     accept = "text/event-stream" if is_stream else "application/json"
     return Target(
         protocol="openai",
@@ -75,6 +85,13 @@ def prepare_openai(plan: LoadPlan, server: Server, path: str) -> Target:
         server={"model": model},
         notes=notes + row_notes,
     )
+
+
+def _counts_tokens(server: Server, path: str, body: Mapping[str, Any]) -> bool:
+    """Whether a server takes the wish for the number of tokens: False only where it refuses just that."""
+    short = dict(body) | {"max_tokens": 1}
+    asked = server.post_status(path, short | _WITH_USAGE)
+    return asked not in _REFUSED or server.post_status(path, short) != http.client.OK
 
 
 def _find_model(plan: LoadPlan, server: Server, base: str) -> tuple[str, tuple[str, ...]]:
@@ -173,10 +190,11 @@ class OpenAiChecker:
 
 
 class TokenReader:
-    """Reads one streamed answer and notes when each piece of text came."""
+    """Reads one streamed answer and notes when each piece of text came, and how many tokens the server counted."""
 
     def __init__(self) -> None:
         self.token_ns: list[int] = []
+        self.num_tokens: int | None = None
         self._events = EventParser()
         self._error: AnswerError | None = None
         self._finish_reason: Any = None
@@ -201,6 +219,10 @@ class TokenReader:
         chunk = read_json_object(event.encode())
         if chunk.get("error"):
             raise AnswerError("error in the stream", str(chunk["error"])[:300])
+        usage = chunk.get("usage")
+        counted = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        if type(counted) is int and counted > 0:
+            self.num_tokens = counted
         choice = _first_choice(chunk)
         if choice is None:
             return  # such as the last one, which holds the usage

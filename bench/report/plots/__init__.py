@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.report.plots.bars import Part, plot_stacks
+from bench.report.plots.bars import NUM_COLOURS, Part, plot_stacks
 from bench.report.plots.changes import Change, plot_changes, plot_shifts, plot_turns
 from bench.report.plots.distribution import Series, plot_ecdf, plot_histogram, plot_percentiles
 from bench.report.plots.targets import Spot, plot_tradeoff
@@ -10,6 +10,7 @@ from bench.report.plots.timeline import Second, plot_timeline
 from bench.report.plots.verdict import plot_verdict
 
 __all__ = [
+    "NUM_COLOURS",
     "Change",
     "Part",
     "Second",

@@ -20,7 +20,7 @@ class Part:
     name: str
     value: float
     colour: int
-    """In [0, NUM_COLOURS): the same in every bar for the same part."""
+    """In [0, NUM_COLOURS): the same in every bar for the same part; the last one is for what is left."""
 
 
 def plot_stacks(
@@ -72,7 +72,7 @@ def _legend(bars: Sequence[tuple[str, Sequence[Part]]]) -> list[tuple[str, int]]
     for _, parts in bars:
         for part in parts:
             found.setdefault(part.name, part.colour)
-    return list(found.items())
+    return sorted(found.items(), key=lambda entry: entry[1] == NUM_COLOURS - 1)
 
 
 def _rows(legend: Sequence[tuple[str, int]]) -> list[list[tuple[float, str, int]]]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.gates.verdict import show
-from bench.report.svg import Canvas, Frame, LinearScale, LogScale, Scale, TailScale
+from bench.report.svg import Canvas, Frame, LinearScale, LogScale, TailScale
 from bench.stats.percentiles import PercentileBounds
 
 __all__ = ["Series", "plot_ecdf", "plot_histogram", "plot_percentiles"]
@@ -94,7 +94,7 @@ def plot_percentiles(
 
     Args:
         bounds: Name, style and rising percentiles of each series, in milliseconds. A curve ends where its samples
-            support no bound.
+            support no estimate, a band where they lack a bound.
         limit: Percentile and milliseconds of a gate.
     """
     known = [
@@ -102,10 +102,8 @@ def plot_percentiles(
         for name, style, found in bounds
     ]
     values = [float(one.estimate or 0) for _, _, found in known for one in found]
-    values += [
-        one.upper for _, _, found in known for one in found if one.upper is not None and math.isfinite(one.upper)
-    ]
-    values += [one.lower for _, _, found in known for one in found if one.lower is not None]
+    bands = [(style, band) for _, style, found in known for band in _bands(found)]
+    values += [end for _, band in bands for _, lower, upper in band for end in (lower, upper)]
     values += [limit[1]] if limit is not None else []
     if not values:
         return ""
@@ -116,8 +114,10 @@ def plot_percentiles(
     canvas = Canvas(_HEIGHT, f"Percentiles of the time of a request, with bounds: {_spoken_bounds(known)}")
     canvas.axes(x, y, _FRAME, x_title="percentile", y_title="ms")
     curves = []
-    for _, style, found in known:
-        canvas.path(_band(found, x, y), f"band {style}", is_closed=True)
+    for style, band in bands:
+        above = [(x(percentile), y(upper)) for percentile, _, upper in band]
+        below = [(x(percentile), y(lower)) for percentile, lower, _ in reversed(band)]
+        canvas.path([*above, *below], f"band {style}", is_closed=True)
     for _, style, found in known:
         points = [(x(one.percentile), y(float(one.estimate or 0))) for one in found]
         canvas.path(points, f"series {style}")
@@ -140,17 +140,23 @@ def plot_percentiles(
     return canvas.to_svg()
 
 
-def _band(found: Sequence[PercentileBounds], x: Scale, y: LogScale) -> list[tuple[float, float]]:
-    """Outline of the bounds; open to the edge where there is none.
+def _bands(found: Sequence[PercentileBounds]) -> list[list[tuple[float, float, float]]]:
+    """Percentile, lower and upper bound of each run of percentiles that have both.
 
     A higher percentile is never smaller, so each bound is taken as the widest of those that it implies.
     """
-    uppers = np.maximum.accumulate([math.inf if one.upper is None else one.upper for one in found] or [0.0])
-    lowers = [0.0 if one.lower is None else one.lower for one in found] or [0.0]
-    lowers = np.minimum.accumulate(lowers[::-1])[::-1].tolist()
-    above = [(x(one.percentile), y(min(upper, y.high))) for one, upper in zip(found, uppers.tolist(), strict=False)]
-    below = [(x(one.percentile), y(max(lower, y.low))) for one, lower in zip(found, lowers, strict=False)]
-    return [*above, *reversed(below)]
+    runs: list[list[PercentileBounds]] = [[]]
+    for one in found:
+        if one.lower is None or one.upper is None or not math.isfinite(one.upper):
+            runs.append([])
+        else:
+            runs[-1].append(one)
+    bands = []
+    for run in runs:
+        uppers = np.maximum.accumulate([one.upper or 0.0 for one in run] or [0.0]).tolist()
+        lowers = np.minimum.accumulate([one.lower or 0.0 for one in reversed(run)] or [0.0])[::-1].tolist()
+        bands.append([(one.percentile, low, high) for one, low, high in zip(run, lowers, uppers, strict=False)])
+    return [band for band in bands if len(band) > 1]
 
 
 def plot_histogram(series: Sequence[Series], *, limit: float | None = None) -> str:

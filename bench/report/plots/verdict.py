@@ -52,7 +52,7 @@ def _scale(values: list[float], *, is_length: bool) -> LinearScale:
 def _limit(verdict: Verdict) -> str:
     """The limit without the zeros that its figure is filled up with."""
     shown = re.sub(r"(\.\d*?)0+(?=\D*$)", r"\1", verdict.figure(verdict.threshold))
-    return re.sub(r"\.(?=\D*$)", "", shown)
+    return re.sub(r"^1 points$", "1 point", re.sub(r"\.(?=\D*$)", "", shown))
 
 
 def _names(verdict: Verdict, scale: LinearScale) -> list[tuple[float, str]]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from bench.gates.verdict import show
 from bench.report.blocks import Block, Cell, Figure, Heat, Section, Table, Text, keep_filled
 from bench.report.data import TargetReport
-from bench.report.figures import bound_change, show_change, show_points
+from bench.report.figures import bound_change, count, show_change, show_points
 from bench.report.plots import Change, Part, plot_changes, plot_shifts, plot_stacks
 from bench.stats.proportions import mcnemar_p_value
 
@@ -28,7 +28,7 @@ def show_accuracy(target: TargetReport) -> Section | None:
     evaluation, baseline = target.evaluation, target.baseline_evaluation
     if evaluation is None:
         return None
-    said = f"{evaluation.num_examples:,} examples, {evaluation.batch_size} a call, {evaluation.engine}."
+    said = f"{count(evaluation.num_examples, 'example')}, {evaluation.batch_size} a call, {evaluation.engine}."
     blocks: list[Block] = [Text(said)]
     is_paired = baseline is not None and baseline.data_digest == evaluation.data_digest
     if baseline is not None and not is_paired:
@@ -47,7 +47,7 @@ def _metrics(target: TargetReport, evaluation: Evaluation, baseline: Evaluation 
     for name, value in evaluation.metrics.items():
         before = baseline.metrics.get(name) if baseline else None
         bounds = bound_change(name, evaluation, baseline) if baseline and before is not None else None
-        shown = None
+        shown: Cell | None = None
         if before is not None:
             shown = show_change(bounds) if bounds else show_points(value - before)
             worst = _worst_change(target, name, is_higher_better=evaluation.higher_is_better.get(name, True))

@@ -9,7 +9,7 @@ import numpy as np
 from bench.gates.verdict import show
 from bench.report.blocks import Block, Cell, Figure, Items, Section, Table, Text, keep_filled
 from bench.report.data import TargetReport
-from bench.report.figures import count, meanwhile, show_percentile, show_rate, show_short
+from bench.report.figures import count, meanwhile, show_percentiles, show_rate, show_short
 from bench.report.plots import Second, Series, plot_ecdf, plot_percentiles, plot_timeline
 from bench.stats.dependence import percentile_inflation
 from bench.stats.percentiles import bound_percentile
@@ -34,11 +34,11 @@ def _load(load: LoadResult) -> Section:
     if not load.is_open_loop_kept:
         blocks.append(Text(f"This run proves nothing: {load.why_not_kept}.", is_warning=True))
     bounds = [load.percentile(percentile) for percentile in _CURVE]
-    head = ("requests", "failed", "asked for/s", "sent/s", *(f"p{percentile:g}, ms" for percentile in _TABLE))
-    picked = (show_percentile(one, load.limit_ms) for one in bounds if one.percentile in _TABLE)
+    head = ("run", "failed", "asked for/s", "sent/s", *(f"p{percentile:g}, ms" for percentile in _TABLE))
+    picked = show_percentiles([one for one in bounds if one.percentile in _TABLE], load.limit_ms)
     failed = f"{load.num_failed:,} ({show(100 * load.num_failed / max(1, load.num_requests))} %)"
-    row = (f"{load.num_requests:,}", failed, show_rate(load.rate), show_rate(load.rate_sent), *picked)
-    blocks.append(Table(head=head, rows=(row,)))
+    row = (count(load.num_requests, "request"), failed, show_rate(load.rate), show_rate(load.rate_sent), *picked)
+    blocks.append(Table(head=head, rows=(row,), is_stacked=True))
     if load.failures:
         rows = tuple((one.name, f"{one.count:,}", one.sample) for one in load.failures)
         blocks.append(Table(head=("failure", "requests", "the first of them"), rows=rows, num_text=3))
@@ -47,7 +47,7 @@ def _load(load: LoadResult) -> Section:
         svg = plot_timeline(seconds, limit=load.limit_ms, percentile=load.limit_percentile)
         blocks.append(Figure(caption="Second by second, by when each request was to be sent.", svg=svg))
     if percentiles := plot_percentiles([("requests", "a", bounds)], limit=limit):
-        caption = "Percentiles towards the tail, failures later than any; the band is bounds at 99 % confidence."
+        caption = "Percentiles towards the tail, failures later than any; the band is bounds, each at 99 %."
         blocks.append(Figure(caption=caption, svg=percentiles))
     answered = np.where(load.outcome == 0, load.wall_ns / 1e6, np.inf)
     if np.isfinite(answered).any():
@@ -104,7 +104,7 @@ def _streams(load: LoadResult) -> list[Block]:
             bound_percentile(times_ms, percentile, 0.99, percentile_inflation(times_ms, percentile))
             for percentile in _TABLE
         ]
-        rows.append((name, *(show_percentile(one) for one in bounds)))
-    table = keep_filled(("ms", *(f"p{percentile:g}" for percentile in _TABLE)), rows)
+        rows.append((name, *show_percentiles(bounds)))
+    table = keep_filled(("ms", *(f"p{percentile:g}" for percentile in _TABLE)), rows, is_stacked=True)
     num_tokens = int(load.num_tokens[load.outcome == 0].sum())
-    return [Text(f"{num_tokens:,} tokens in answers without a failure."), *([table] if table else [])]
+    return [Text(f"{count(num_tokens, 'token')} in answers without a failure."), *([table] if table else [])]

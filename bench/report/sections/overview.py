@@ -11,7 +11,7 @@ import numpy as np
 from bench.gates.verdict import Outcome, show
 from bench.report.blocks import Block, Cell, Figure, Gates, Section, Text, keep_filled
 from bench.report.data import ReleaseReport, TargetReport
-from bench.report.figures import CONFIDENCE, MB, bound_change, show_change, show_ms, show_points
+from bench.report.figures import CONFIDENCE, MB, bound_change, show_bounds, show_change, show_ms, show_points
 from bench.report.plots import Spot, plot_tradeoff
 from bench.report.sections.size import show_sizes
 from bench.stats.binomial import clopper_pearson
@@ -46,10 +46,10 @@ class _Row:
     subject: Subject
     download_bytes: int | None
     evaluation: Evaluation | None
-    change: str | None
+    change: Cell | None
     cpu_ms: float | None
     latency: Latency | None
-    speedup: str | None
+    speedup: Cell | None
     start: Start | None
     max_mb: float | None = None
     """What the model file may have: no figure is rounded onto it."""
@@ -71,7 +71,7 @@ def show_targets(report: ReleaseReport) -> Section | None:
     )
     head += ("speed-up, CPU", "p50", "p99", "cold start", "peak memory, MB")
     cells: list[tuple[Cell | None, ...]] = [_cells(row, metric) for row in rows]
-    table = keep_filled(head, cells)
+    table = keep_filled(head, cells, is_stacked=True)
     if table is None:
         return None
     blocks: list[Block] = [table, Text(_legend(rows, metric))]
@@ -116,10 +116,8 @@ def _target_row(target: TargetReport) -> _Row:
     cpu_ms = latency.cpu_ms if latency is not None else None
     speedup = None
     if target.duets:
-        bounds = target.duets[0].speedup()
         cpu_ms = float(target.duets[0].summary()["artifact_cpu_ms"])
-        lower, upper = show(bounds.lower, rounding="down"), show(bounds.upper, rounding="up")
-        speedup = f"{show(bounds.estimate)}× ({lower} to {upper})"
+        speedup = show_bounds(target.duets[0].speedup(), unit="×")
     return _Row(
         name=target.name,
         outcome=target.outcome,
@@ -139,7 +137,7 @@ def _single(latencies: Sequence[Latency]) -> Latency | None:
     return next((one for one in latencies if one.scenario == "single"), None)
 
 
-def _change(target: TargetReport) -> str | None:
+def _change(target: TargetReport) -> Cell | None:
     ours, theirs = target.evaluation, target.baseline_evaluation
     if ours is None or theirs is None or ours.default_metric not in theirs.metrics:
         return None
@@ -170,7 +168,7 @@ def _cells(row: _Row, metric: str) -> tuple[Cell | None, ...]:
 def _legend(rows: Sequence[_Row], metric: str) -> str:
     parts = []
     if any(row.change for row in rows):
-        parts.append(f"Change of {metric} against the baseline on the same examples, in brackets its 95 % interval.")
+        parts.append(f"Change of {metric} against the baseline on the same examples, below it its 95 % interval.")
     if any(row.speedup for row in rows):
         parts.append("Speed-up: CPU time of a request, taken in turns with the baseline, each bound at 95 %.")
     if any(row.latency for row in rows):

@@ -9,7 +9,7 @@ from bench.gates.verdict import show
 from bench.report.blocks import Block, Cell, Figure, Mono, Section, Table, Text, keep_filled
 from bench.report.data import ReleaseReport, TargetReport
 from bench.report.figures import MB, count, meanwhile, show_ms, show_short, times
-from bench.report.plots import Part, plot_stacks
+from bench.report.plots import NUM_COLOURS, Part, plot_stacks
 
 if TYPE_CHECKING:
     from bench.scenarios.start import Start
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["show_size", "show_sizes", "show_start"]
 
-_STEPS = ("startup_cpu_ms", "verify_ms", "load_ms", "first_run_ms")
+_STEPS = ("startup_ms", "verify_ms", "load_ms", "first_run_ms")
 _STEP_NAMES = ("interpreter and imports", "check of the files", "opening the model", "first answer")
 _COLOURS = (
     ("embeddings, int", 0),
@@ -30,7 +30,10 @@ _COLOURS = (
     ("tokenizer", 5),
     ("graph", 6),
 )
-_OTHERS = 7
+_OTHERS = NUM_COLOURS - 1
+"""Colour of what is too little for one of its own."""
+_MIN_SHARE = 0.01
+"""Of a model's files; below it a kind is drawn with the others."""
 
 
 def show_sizes(report: ReleaseReport) -> list[Block]:
@@ -45,18 +48,8 @@ def show_sizes(report: ReleaseReport) -> list[Block]:
     if not bars:
         return []
     kinds = _all_kinds([sizes for _, sizes in bars.values()])
-    colours = _colours(kinds)
-    stacks = [
-        (
-            name,
-            [
-                Part(name=kind, value=sizes.kinds[kind] / MB, colour=colours[kind])
-                for kind in kinds
-                if kind in sizes.kinds
-            ],
-        )
-        for name, sizes in bars.values()
-    ]
+    colours = _colours(_large([sizes for _, sizes in bars.values()], kinds))
+    stacks = [(name, _stack(sizes, colours)) for name, sizes in bars.values()]
     svg = plot_stacks("Bytes by kind", stacks, lambda value: f"{show_short(value)} MB", axis="MB of 1,000,000 bytes")
     rows: list[tuple[Cell | None, ...]] = [
         (kind, *(_megabytes(sizes.kinds.get(kind)) for _, sizes in bars.values())) for kind in kinds
@@ -84,12 +77,32 @@ def _all_kinds(sizes: Sequence[TensorSizes]) -> list[str]:
     return kinds
 
 
+def _large(sizes: Sequence[TensorSizes], kinds: Sequence[str]) -> list[str]:
+    """The kinds that are seen in a bar, at most one for each colour but the last, in their order."""
+    share = {kind: max(one.kinds.get(kind, 0) / max(1, sum(one.kinds.values())) for one in sizes) for kind in kinds}
+    seen = sorted((kind for kind in share if share[kind] >= _MIN_SHARE), key=lambda kind: -share[kind])[:_OTHERS]
+    return [kind for kind in kinds if kind in seen]
+
+
 def _colours(kinds: Sequence[str]) -> Mapping[str, int]:
-    """Embeddings, weights, tokenizer in colours that differ most; the small rest in the last one."""
+    """A colour of its own for each: embeddings, weights, tokenizer in those that differ most."""
     picked: dict[str, int] = {}
     for kind in kinds:
-        picked[kind] = next((colour for word, colour in _COLOURS if word in kind), _OTHERS)
+        wanted = next((colour for word, colour in _COLOURS if word in kind), 0)
+        free = [colour for colour in (wanted, *range(_OTHERS)) if colour not in picked.values()]
+        picked[kind] = free[0]
     return picked
+
+
+def _stack(sizes: TensorSizes, colours: Mapping[str, int]) -> list[Part]:
+    """A bar of the large kinds, and one part of what is left."""
+    parts = [
+        Part(name=kind, value=sizes.kinds[kind] / MB, colour=colour)
+        for kind, colour in colours.items()
+        if kind in sizes.kinds
+    ]
+    left = sum(num_bytes for kind, num_bytes in sizes.kinds.items() if kind not in colours) / MB
+    return [*parts, *([Part(name="other", value=left, colour=_OTHERS)] if left else [])]
 
 
 def show_size(target: TargetReport) -> Section | None:
@@ -145,17 +158,27 @@ def show_start(target: TargetReport) -> Section | None:
             if one is not None:
                 rows.append((name, *_start_cells(one)))
                 bars.append((name, _start_parts(one)))
-    table = keep_filled(("fresh process", *_STEP_NAMES, "first answer after", "peak memory"), rows)
+    table = keep_filled(("fresh process", *_STEP_NAMES, "first answer after", "peak memory"), rows, is_stacked=True)
     one = target.starts[0]
     where = ", ".join(dict.fromkeys(start.machine.name for start in target.starts))
+    processes = count(one.num_starts, "fresh process", "fresh processes")
     said = (
-        f"{one.engine}, {count(one.threads, 'thread')}; {where}; medians of {one.num_starts} fresh processes, "
-        f"memory the largest seen.{meanwhile(one.conditions)}"
+        f"{one.engine}, {count(one.threads, 'thread')}; {where}; medians of {processes}, "
+        f"memory the largest seen; {_cache(target.starts)}.{meanwhile(one.conditions)}"
     )
-    svg = plot_stacks("Cold start", bars, lambda value: f"{value:,.0f} ms", axis="ms from the start of the process")
+    svg = plot_stacks(
+        "Time until the first answer", bars, lambda value: f"{value:,.0f} ms", axis="ms from the start of the process"
+    )
     figure = Figure(caption="From the start of a process to its first answer.", svg=svg)
     blocks: list[Block] = [Text(said), *([table] if table else []), figure]
     return Section(title="Start and memory", level=3, blocks=tuple(blocks))
+
+
+def _cache(starts: Sequence[Start]) -> str:
+    """Where the processes read from."""
+    if all(one.is_cache_cold for one in starts):
+        return "the artifact's files came from the disk, interpreter and libraries from the page cache"
+    return "the artifact's files may have been in the page cache: a first start after boot takes longer"
 
 
 def _start_cells(one: Start) -> tuple[str | None, ...]:

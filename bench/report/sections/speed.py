@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bench.gates.faults import drifting
 from bench.gates.verdict import Verdict, show
 from bench.report.blocks import Block, Cell, Figure, Section, Table, Text, keep_filled
 from bench.report.data import TargetReport
-from bench.report.figures import count, meanwhile, show_bounds, show_ms, show_percentile
+from bench.report.figures import count, meanwhile, show_bounds, show_ms, show_percentiles, show_significant
 from bench.report.plots import Series, plot_ecdf, plot_histogram, plot_percentiles, plot_turns
 from bench.stats.percentiles import PercentileBounds
 
@@ -51,7 +52,7 @@ def _latency(target: TargetReport, latency: Latency, baseline: Latency | None) -
     rate = latency.rate
     title = {"single": "Latency, one client"}.get(latency.scenario, f"Latency, {latency.scenario}")
     if rate is not None:
-        title = f"Latency at {rate:g} requests a second"
+        title = f"Latency at {show_significant(rate)} requests a second"
     if len({one.machine.name for one in target.latencies}) > 1:
         title += f", {latency.machine.name}"
     both = [("baseline", "b", baseline)] if baseline is not None else []
@@ -62,7 +63,7 @@ def _latency(target: TargetReport, latency: Latency, baseline: Latency | None) -
     limit_ms = limit[1] if limit else None
     blocks: list[Block] = [Text(_how(latency)), *_warnings(latency), _table(curves, both, limit_ms)]
     if percentiles := plot_percentiles(curves, limit=limit):
-        caption = "Percentiles towards the tail; the band is the distribution-free bounds, each at 99 % confidence."
+        caption = "Percentiles towards the tail; the band is the bounds, where the samples support both."
         blocks.append(Figure(caption=caption, svg=percentiles))
     blocks.append(Figure(caption="Share of requests answered within a time.", svg=plot_ecdf(series, limit=limit_ms)))
     blocks.append(Figure(caption="How often each time occurred.", svg=plot_histogram(series, limit=limit_ms)))
@@ -73,10 +74,16 @@ def _how(latency: Latency) -> str:
     rate = latency.rate
     loop = "the next request starts when the last one is answered"
     if rate is not None:
-        loop = f"arrivals at {rate:g} a second whatever the engine does; times count from the intended start"
-    parts = [f"{latency.engine}; {latency.num_requests:,} requests after {latency.num_warm_up:,} to warm up; {loop}"]
+        arrivals = f"arrivals at {show_significant(rate)} a second whatever the engine does"
+        loop = f"{arrivals}; times count from the intended start"
+    parts = [
+        f"{latency.engine}; {count(latency.num_requests, 'request')} after {latency.num_warm_up:,} to warm up; {loop}"
+    ]
     parts.append(latency.inputs)
     parts.append(count(latency.threads, "thread"))
+    if latency.drift is not None:
+        change = f"{100 * latency.drift:+.1f}".replace("-", "−")
+        parts.append(f"CPU time {change} % from the first to the last third")
     if latency.utilization is not None:
         parts.append(f"busy {show(100 * latency.utilization, digits=0)} % of the time")
     if latency.energy_mj is not None:
@@ -85,14 +92,16 @@ def _how(latency: Latency) -> str:
         parts.append(
             f"an engine that answers at once takes {show(latency.overhead_ns / 1e3, digits=1)} µs in the same loop"
         )
-    said = "; ".join(parts) + ". In brackets: distribution-free bounds, each at 99 % confidence."
-    return said + meanwhile(latency.conditions)
+    below = "distribution-free bounds, each at 99 % confidence, or how many requests the upper one needs"
+    return f"{'; '.join(parts)}. Below each percentile: {below}.{meanwhile(latency.conditions)}"
 
 
 def _warnings(latency: Latency) -> list[Block]:
     found: list[Block] = []
     if not latency.is_settled:
         found.append(Text("The engine never settled during warm-up: take these times with care.", is_warning=True))
+    if drift := drifting(latency):
+        found.append(Text(f"{drift[0].upper()}{drift[1:]}.", is_warning=True))
     if latency.is_saturated:
         found.append(Text("Requests came faster than the engine answers: the queue grew to the end.", is_warning=True))
     if latency.waiting_share > 0.1:
@@ -110,8 +119,8 @@ def _table(
     for (name, _, bounds), (_, _, latency) in zip(curves, both, strict=True):
         picked = [one for one in bounds if one.percentile in _TABLE]
         cpu = "–" if latency is None else f"{show(latency.cpu_ms)}"
-        rows.append((name, *(show_percentile(one, limit) for one in picked), cpu))
-    return Table(head=("ms", *(f"p{one:g}" for one in _TABLE), "CPU, median"), rows=tuple(rows))
+        rows.append((name, *show_percentiles(picked, limit), cpu))
+    return Table(head=("ms", *(f"p{one:g}" for one in _TABLE), "CPU, median"), rows=tuple(rows), is_stacked=True)
 
 
 def show_duets(target: TargetReport) -> list[Section]:
@@ -135,7 +144,7 @@ def _duet(target: TargetReport, duet: Duet) -> Section:
     ]
     head = ("of a request", "baseline", "artifact", "ratio (bounds at 95 %)")
     table = keep_filled(head, rows)
-    turns = f"{duet.num_pairs:,} pairs of turns of {duet.turn_requests} requests"
+    turns = f"{count(duet.num_pairs, 'pair of turns', 'pairs of turns')} of {count(duet.turn_requests, 'request')}"
     how = f"{turns} in {count(duet.num_sessions, 'session')} of freshly opened engines; {duet.inputs}."
     blocks: list[Block] = [Text(how + meanwhile(duet.conditions))]
     if not duet.is_settled:

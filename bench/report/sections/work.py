@@ -10,7 +10,7 @@ import numpy as np
 from bench.gates.verdict import show
 from bench.report.blocks import Bar, Block, Cell, Heat, Items, Section, Table, Text, keep_filled
 from bench.report.data import TargetReport
-from bench.report.figures import MB, count, largest, meanwhile, show_ms, show_percentile, show_rate, show_short
+from bench.report.figures import MB, count, largest, meanwhile, show_ms, show_percentiles, show_rate, show_short
 
 if TYPE_CHECKING:
     from bench.machine.limits import Limits
@@ -81,8 +81,9 @@ def show_generation(target: TargetReport) -> Section | None:
                 )
             )
     head = ("model", "prompt tokens/s", "generated tokens/s", "CPU a token", "energy a token, mJ")
-    speeds = keep_filled(head, rates)
-    said = f"{ours.engine}; {ours.num_requests:,} answers of up to {ours.max_tokens:,} tokens; {ours.inputs}."
+    speeds = keep_filled(head, rates, is_stacked=True)
+    answers = f"{count(ours.num_requests, 'answer')} of up to {count(ours.max_tokens, 'token')}"
+    said = f"{ours.engine}; {answers}; {ours.inputs}."
     blocks: list[Block] = [Text(said + meanwhile(ours.conditions))]
     blocks += [one for one in (speeds, table) if one is not None]
     return Section(title="Generation", level=3, blocks=tuple(blocks))
@@ -91,7 +92,7 @@ def show_generation(target: TargetReport) -> Section | None:
 def _generation_rows(name: str, one: Generation) -> list[tuple[Cell | None, ...]]:
     figures = (("ttft", "to the first token"), ("tpot", "per token, mean of an answer"), ("itl", "between two tokens"))
     return [
-        (name, title, *(show_percentile(one.percentile(kind, percentile)) for percentile in (50.0, 90.0, 99.0)))
+        (name, title, *show_percentiles([one.percentile(kind, percentile) for percentile in (50.0, 90.0, 99.0)]))
         for kind, title in figures
     ]
 
@@ -146,7 +147,7 @@ def show_limits(target: TargetReport) -> Section | None:
         if one is not None:
             rows.append(_limit_cells(name, one))
     head = ("one request", "at the limit", "measured", "share of the limit", "bound by", "fp32", "int8", "weights read")
-    table = keep_filled(head, rows)
+    table = keep_filled(head, rows, is_stacked=True)
     peaks = limits.peaks
     said = (
         f"{target.name} reaches {limits.sentence}. The machine's peaks with {count(peaks.threads, 'thread')}: "

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +17,7 @@ from bench.duet.turns import DuetOptions, OpenEngine, Plan, Turns, plan_sessions
 from bench.scenarios.inputs import Inputs, encode_inputs
 from edgesmith.artifact import Signature
 from edgesmith.errors import UsageError
-from edgesmith.progress import Progress
+from edgesmith.progress import Advance, Progress
 from serve.runtime import Engine, open_engine
 from tests.bench.conftest import News
 
@@ -179,6 +181,21 @@ def test_turns_are_short_for_slow_models_and_long_for_fast_ones() -> None:
 def test_models_that_open_slowly_get_more_pairs_for_each_opening() -> None:
     quick, slow = (plan_sessions([0.004] * 3, opening, 1.0, DuetOptions(seconds=60)) for opening in (0.05, 3.0))
     assert slow.session_pairs > 2 * quick.session_pairs
+
+
+def test_seconds_are_reported_in_whole_tenths(news: News, inputs: Inputs) -> None:
+    reported: list[float] = []
+
+    class Kept(Progress):
+        def bar(self, description: str, total: float | None = None) -> AbstractContextManager[Advance]:
+            del description, total
+            return nullcontext(reported.append)
+
+    options = DuetOptions(seconds=0.5, min_sessions=4, session_pairs=4, max_warm_up_windows=3)
+    begin = time.perf_counter()
+    take_turns([lambda: open_engine(news.exact)] * 2, inputs, options, Kept())
+    assert all(amount == round(amount, 1) and amount > 0 for amount in reported)
+    assert 0 < sum(reported) <= time.perf_counter() - begin
 
 
 @pytest.mark.parametrize(

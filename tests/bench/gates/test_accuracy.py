@@ -189,3 +189,10 @@ def test_what_a_task_cannot_be_judged_by_is_found_before_any_work() -> None:
         check_gates(gates, "text-classification")
         with pytest.raises(UsageError, match=r"feature-extraction has none: it has pearson, spearman"):
             check_gates(gates, "feature-extraction")
+
+
+def test_a_margin_smaller_than_any_count_can_show_is_open() -> None:
+    ours, theirs = built.pair(2, 0, 1)
+    [verdict] = judge_accuracy((AccuracyGate(max_drop=5e-324),), ours, theirs)
+    assert verdict.verdict is Outcome.INCONCLUSIVE
+    assert verdict.num_needed is None

@@ -59,7 +59,14 @@ def test_a_verdict_states_estimate_bound_margin_and_what_it_could_see() -> None:
     assert verdict.num_samples == 1300
     assert verdict.bound is not None
     assert verdict.detectable is not None
-    for part in ("accuracy", "99.54 → 99.08 %", "95 % confidence", "1-point margin", "12 lost, 6 gained"):
+    for part in (
+        "accuracy",
+        "99.54 → 99.08 %",
+        "95 % confidence",
+        "1-point margin",
+        "12 lost, 6 gained",
+        "; data sha256:data.",
+    ):
         assert part in verdict.reason
 
 

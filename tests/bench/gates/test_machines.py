@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from bench.gates.judge import Evidence, Outcome, Verdict, judge
+from bench.gates.latency import judge_load_latency, requests_to_plan
+from bench.histogram import Histogram
+from bench.stats.percentiles import required_samples
 from edgesmith.errors import ArtifactError, UsageError
 from edgesmith.gates import (
     CpuGate,
@@ -93,6 +98,53 @@ def test_throughput_has_three_outcomes() -> None:
     assert "other guests" in busy.reason
 
 
+def test_rounds_that_depend_on_each_other_say_less() -> None:
+    """Rounds of 0.9 to 1.1 s whose speed wanders: independent, as many would show 95 a second."""
+    rng = np.random.default_rng(3)
+    shuffled = 0.9 + 0.2 * rng.random(40)
+    wandering = np.sort(shuffled)
+    gates = Gates(throughput=ThroughputGate(min_per_second=95))
+    loose, tied = (
+        one(gates, built.evidence(throughputs=(built.throughput(seconds.tolist()),)))
+        for seconds in (shuffled, wandering)
+    )
+    assert loose.verdict is Outcome.PASS
+    assert tied.verdict is Outcome.INCONCLUSIVE
+    assert "depend on each other and say as much as" in tied.reason
+    assert tied.num_needed is not None
+    assert tied.num_needed > 40
+
+
+def test_an_engine_that_slows_down_while_it_is_timed_is_open() -> None:
+    """Three windows within 5 % happen by luck, and on a slow ramp."""
+    ramp = np.linspace(10, 13, 700).tolist()
+    for gates in (Gates(cpu=CpuGate(max_ms=20)), Gates(latency=(LatencyGate(max_ms=20),))):
+        drifted = one(gates, built.evidence(latencies=(built.latency(ramp),)))
+        assert drifted.verdict is Outcome.INCONCLUSIVE
+        assert "changed by +19% from the first to the last third" in drifted.reason
+        steady = one(gates, built.evidence(latencies=(built.latency([10.0, 10.5] * 350),)))
+        assert steady.verdict is Outcome.PASS
+
+
+def test_timed_verdicts_say_how_many_threads() -> None:
+    evidence = built.evidence(
+        latencies=(replace(built.latency([10.0] * 700), threads=2),),
+        throughputs=(built.throughput([0.9] * 25),),
+        starts=(built.start(),),
+    )
+    gates = Gates(
+        latency=(LatencyGate(max_ms=20),),
+        cpu=CpuGate(max_ms=20),
+        throughput=ThroughputGate(min_per_second=100),
+        start=StartGate(max_ms=500),
+    )
+    reasons = {verdict.gate: verdict.reason for verdict in judge(gates, evidence)}
+    assert "2 threads" in reasons["latency"]
+    assert "2 threads" in reasons["cpu"]
+    assert "1 thread;" in reasons["throughput"]
+    assert "1 thread;" in reasons["start"]
+
+
 def test_cpu_time_is_that_of_the_median_request() -> None:
     def verdict(wall_ms: list[float], cpu_share: float = 1.0) -> Verdict:
         samples = built.latency(wall_ms, cpu_share=cpu_share)
@@ -105,9 +157,9 @@ def test_cpu_time_is_that_of_the_median_request() -> None:
     assert verdict([9.0] * 4).verdict is Outcome.INCONCLUSIVE
 
 
-def test_files_memory_and_start_are_their_own_bounds() -> None:
+def test_files_are_their_own_bounds_and_starts_are_judged_together() -> None:
     evidence = built.evidence(
-        footprint=built.footprint(15_000_000), starts=(built.start(300, 120), built.start(310, 118))
+        footprint=built.footprint(15_000_000), starts=(built.start(300, 120), built.start(310, 120))
     )
     assert one(Gates(download=DownloadGate(max_mb=15)), evidence).verdict is Outcome.PASS
     assert one(Gates(download=DownloadGate(max_mb=14.999999)), evidence).verdict is Outcome.FAIL
@@ -119,6 +171,45 @@ def test_files_memory_and_start_are_their_own_bounds() -> None:
     opened = one(Gates(start=StartGate(max_ms=305)), built.evidence(starts=(busy,)))
     assert opened.verdict is Outcome.INCONCLUSIVE
     assert "the CPU quota was used up 12 times" in opened.reason
+
+
+def test_the_median_of_few_starts_is_only_known_within_bounds() -> None:
+    def verdict(max_ms: float, **parts: object) -> Verdict:
+        start = built.start(300, **parts)  # type: ignore[arg-type]
+        return one(Gates(start=StartGate(max_ms=max_ms)), built.evidence(starts=(start,)))
+
+    assert verdict(320, spread_ms=40).verdict is Outcome.PASS
+    assert verdict(319, spread_ms=40).verdict is Outcome.INCONCLUSIVE
+    assert verdict(281, spread_ms=40).verdict is Outcome.INCONCLUSIVE
+    assert verdict(279, spread_ms=40).verdict is Outcome.FAIL
+    few = verdict(1000, num_starts=6)
+    assert few.verdict is Outcome.INCONCLUSIVE
+    assert few.num_needed == 7
+    assert "6 starts are too few to bound their median, needs ≥ 7" in few.reason
+
+
+def test_the_worst_of_several_starts_counts() -> None:
+    gates = Gates(start=StartGate(max_ms=305))
+    assert one(gates, built.evidence(starts=(built.start(900, num_starts=1), built.start(300)))).verdict is (
+        Outcome.INCONCLUSIVE
+    )
+    failed = one(gates, built.evidence(starts=(built.start(300), built.start(310), built.start(900, num_starts=1))))
+    assert (failed.verdict, failed.estimate) == (Outcome.FAIL, 310)
+
+
+def test_memory_near_the_limit_is_open_by_as_much_as_processes_differ() -> None:
+    def verdict(max_mb: float, **parts: object) -> Verdict:
+        start = built.start(peak_mb=120, **parts)  # type: ignore[arg-type]
+        return one(Gates(memory=MemoryGate(max_mb=max_mb)), built.evidence(starts=(start,)))
+
+    assert verdict(124, spread_mb=4).verdict is Outcome.PASS
+    near = verdict(123.9, spread_mb=4)
+    assert near.verdict is Outcome.INCONCLUSIVE
+    assert "the most of 7 processes that differ by 4.00 MB" in near.reason
+    assert verdict(119.9, spread_mb=4).verdict is Outcome.FAIL
+    few = verdict(500, num_starts=2)
+    assert few.verdict is Outcome.INCONCLUSIVE
+    assert few.num_needed == 3
 
 
 def test_growth_over_an_earlier_release_is_judged_to_the_byte() -> None:
@@ -221,6 +312,73 @@ def test_a_load_that_was_not_sent_when_due_proves_nothing() -> None:
     assert judge_load(wall_ms=[30.0] * 700, lag_ms=3.0).verdict is Outcome.INCONCLUSIVE
     with pytest.raises(UsageError, match=r"a load test at 50 requests/s.*\n.*edgesmith load URL --rate 50"):
         judge_load(wall_ms=[10.0] * 700, rate=20.0)
+
+
+def test_a_verdict_on_its_own_prints_and_serialises_whatever_failed() -> None:
+    """As the load command judges: without the checks of `judge`."""
+    verdict = judge_load_latency(LatencyGate(scenario="load", max_ms=20), built.load([10.0] * 700, num_failed=700))
+    assert verdict.verdict is Outcome.FAIL
+    assert "p99 is later than any limit, so many requests failed" in verdict.reason
+    assert json.loads(json.dumps(verdict.to_json(), allow_nan=False))["estimate"] is None
+    assert verdict.figure(verdict.estimate) == verdict.figure(verdict.bound) == "–"
+    assert verdict.figure(float("inf")) == "later than any limit"
+
+
+def test_sending_is_held_to_the_percentile_that_is_judged() -> None:
+    """Half a per cent of late sendings is nothing to a p99 and all of a p99.9."""
+    loaded = built.load([10.0] * 20_000)
+    lag_ns = loaded.lag_ns.copy()
+    lag_ns[::200] = 50_000_000
+    lags = Histogram()
+    lags.record_many(lag_ns)
+    late = replace(loaded, lag_ns=lag_ns, lag_histogram=lags)
+    assert judge_load_latency(LatencyGate(scenario="load", max_ms=20), late).verdict is Outcome.PASS
+    tail = judge_load_latency(LatencyGate(scenario="load", percentile=99.9, max_ms=20), late)
+    assert tail.verdict is Outcome.INCONCLUSIVE
+    assert "0.1 % of the requests left more than 50" in tail.reason
+
+
+def test_late_sending_fails_nobody() -> None:
+    """The gate allows a lag of 1 ms; the server answers in 19.5 ms and the clock says 20.4."""
+    late = judge_load(wall_ms=[20.4] * 700, lag_ms=0.9)
+    assert late.verdict is Outcome.INCONCLUSIVE
+    assert "without the late sending of the load generator itself it would not fail" in late.reason
+    assert judge_load(wall_ms=[21.0] * 700, lag_ms=0.9).verdict is Outcome.FAIL
+
+
+def test_a_rate_is_of_a_steady_load_and_the_shape_is_named() -> None:
+    steady = built.load([10.0] * 700)
+    ramp = replace(steady, shape=replace(steady.shape, name="ramp"))
+    soak = replace(steady, shape=replace(steady.shape, name="soak"))
+    gate = LatencyGate(scenario="load", rate=50, max_ms=20)
+    assert "load soak, 50 requests/s for" in one(Gates(latency=(gate,)), built.evidence(loads=(ramp, soak))).reason
+    with pytest.raises(UsageError, match="a load test at 50 requests/s, constant or soak"):
+        judge(Gates(latency=(gate,)), built.evidence(loads=(ramp,)))
+    any_rate = one(Gates(latency=(LatencyGate(scenario="load", max_ms=20),)), built.evidence(loads=(ramp,)))
+    assert "load ramp" in any_rate.reason
+    assert "which serves this artifact as far as its user says" in any_rate.reason
+
+
+def test_an_engine_that_blocks_is_slow_by_itself() -> None:
+    """It sleeps 60 % of its time; nobody else had the processor."""
+    gates = Gates(latency=(LatencyGate(max_ms=20),))
+    sleepy = built.latency([30.0] * 700, cpu_share=0.4)
+
+    def verdict(**parts: object) -> Verdict:
+        known = replace(sleepy, conditions=built.conditions(seconds=21.0, **parts))
+        return one(gates, built.evidence(latencies=(known,)))
+
+    assert verdict(own_wait_share=0.01).verdict is Outcome.FAIL
+    assert verdict(own_wait_share=0.3).verdict is Outcome.INCONCLUSIVE
+    assert verdict(own_wait_share=0.01, num_throttled=3).verdict is Outcome.INCONCLUSIVE
+    assert verdict().verdict is Outcome.INCONCLUSIVE  # nothing is known but that it did not run
+
+
+@pytest.mark.parametrize(("percentile", "planned"), [(50, 66), (99, 3921), (99.9, 20_000)])
+def test_a_latency_gate_plans_for_some_slow_requests(percentile: float, planned: int) -> None:
+    gate = LatencyGate(percentile=percentile, max_ms=20)
+    assert requests_to_plan(gate) == planned
+    assert required_samples(percentile, 0.99, 5) * 3 >= planned
 
 
 def test_each_machine_is_judged_and_named() -> None:

@@ -26,6 +26,7 @@ class Switches:
     num_tokens: int = 5
     token_ms: float = 1.0
     chunk_bytes: int = 0  # pieces in which a stream is written; 0 is one event a piece
+    usage: str = ""  # "refuse" answers 400 to the wish for it, "send" obeys; otherwise it is passed over
     text_input: bool = True
     batch: int = -1
 
@@ -163,6 +164,9 @@ class Connection(asyncio.Protocol):
             vectors = [{"embedding": [0.1, 0.2], "index": index} for index, _ in enumerate(inputs)]
             return self.send_json({"data": vectors[: -1 if fault == "wrong rows" else None]})
         is_chat = path.endswith("/chat/completions")
+        wants_usage = message.get("stream_options", {}).get("include_usage")
+        if wants_usage and SWITCHES.usage == "refuse":
+            return self.send_json({"error": "unknown field stream_options"}, 400)
         reason = None if fault == "no finish" else "length"
         if not message.get("stream"):
             text = "" if fault == "empty" else "some words"
@@ -180,6 +184,8 @@ class Connection(asyncio.Protocol):
             if fault == "error in the stream":
                 self.write_event('{"error": {"message": "out of memory"}}')
             self.write_event(json.dumps({"choices": [choice]}, ensure_ascii=False))
+        if wants_usage and SWITCHES.usage == "send":
+            self.write_event(json.dumps({"choices": [], "usage": {"completion_tokens": 3 * SWITCHES.num_tokens}}))
         self.write_event("[DONE]")
         self.transport.write(b"0\r\n\r\n")
         return None

@@ -86,3 +86,12 @@ def test_usage_after_the_end_and_completions_are_read() -> None:
     reader.feed(b'data: {"choices": [], "usage": {"completion_tokens": 1}}\n\ndata: [DONE]\n\n', 8)
     reader.finish()
     assert reader.token_ns == [7]
+    assert reader.num_tokens == 1
+
+
+def test_tokens_are_counted_by_the_server_only() -> None:
+    reader = TokenReader()
+    reader.feed(chunk("a") + b'data: {"choices": [], "usage": null}\n\n' + chunk("b", finish="stop"), 1)
+    reader.finish()
+    assert reader.num_tokens is None
+    assert len(reader.token_ns) == 2

@@ -277,6 +277,24 @@ def test_streams_have_time_to_the_first_token_and_between_tokens(start_server: S
     assert np.median(result.itl_ns) > 9e6
 
 
+@pytest.mark.parametrize(("usage", "num_tokens"), [("send", 12), ("refuse", 4), ("", 4)])
+def test_tokens_are_counted_by_the_server_or_called_pieces(
+    start_server: StartServer, tmp_path: Path, usage: str, num_tokens: int
+) -> None:
+    server = start_server(num_tokens=4, usage=usage)
+    plan = LoadPlan(url=server.base, protocol="openai", shape=constant(40, 0.5))
+    result = run_load(plan, out=tmp_path)
+    assert result.num_failed == 0
+    assert result.num_tokens is not None
+    assert set(result.num_tokens.tolist()) == {num_tokens}
+    summary = result.stream_summary()
+    assert summary is not None
+    assert summary["tokens_are_chunks"] is (usage != "send")
+    assert summary["tokens_per_chunk"] == pytest.approx(num_tokens / 4)
+    assert any("refuses stream_options" in note for note in result.notes) is (usage == "refuse")
+    assert LoadResult.load(tmp_path).tokens_are_chunks is result.tokens_are_chunks
+
+
 def test_streams_that_end_wrong_are_failures(start_server: StartServer) -> None:
     server = start_server(fault="no finish,empty,error in the stream,503,close", every=4, num_tokens=2)
     plan = LoadPlan(url=f"{server.base}/v1/completions", shape=constant(150, 1), warm_up_requests=0)

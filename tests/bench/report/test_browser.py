@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bench.report import ReleaseReport, to_html
+from bench.report import ReleaseReport, TargetReport, to_html
 from tests.bench.report import builders as built
 from tests.bench.report.test_page import hostile_release
 
@@ -62,6 +62,8 @@ addEventListener("load", () => {
   document.title = JSON.stringify({
     overflow: root.scrollWidth - root.clientWidth, outside: outside.map((one) => one.outerHTML.slice(0, 120)),
     overlaps, cut, ground: style.backgroundColor, ink: style.color, height: root.scrollHeight, smallest,
+    scrolled: [...page.querySelectorAll(".wide")].filter((one) => one.scrollWidth > one.clientWidth + 1)
+      .map((one) => [one.className, one.textContent.trim().slice(0, 80)]),
     num_plots: page.querySelectorAll("svg").length, num_scripts: page.scripts.length,
   });
 });
@@ -97,7 +99,7 @@ def page() -> str:
     return to_html(built.release())
 
 
-@pytest.mark.parametrize("width", [360, 390, 768, 1280])
+@pytest.mark.parametrize("width", [360, 390, 768, 1080, 1280])
 def test_nothing_scrolls_sideways_or_overlaps(page: str, tmp_path: Path, width: int) -> None:
     facts = look(page, tmp_path, width=width).facts
     assert facts["num_plots"] > 50
@@ -106,6 +108,21 @@ def test_nothing_scrolls_sideways_or_overlaps(page: str, tmp_path: Path, width: 
     assert facts["overlaps"] == []
     assert facts["cut"] == []
     assert facts["smallest"] >= 8.5
+    assert [text for name, text in facts["scrolled"] if width >= 1280 or "stacked" in name] == []
+
+
+@pytest.mark.parametrize("width", [390, 1300])
+def test_percentiles_that_need_more_requests_are_not_cut_off(tmp_path: Path, width: int) -> None:
+    target = TargetReport(
+        name="a-target-of-a-long-name",
+        artifact=built.subject("server", 23.1),
+        latencies=(built.latency("server", 1914.5, n=500), built.latency("server", 1914.5, n=60, rate=46.5835)),
+        loads=(built.load("server", 1300.0, seconds=30, rate=10, stall_s=0.0),),
+    )
+    page = to_html(ReleaseReport(title="few", targets=(target,)))
+    assert page.count("needs ≥") >= 4
+    scrolled = look(page, tmp_path, width=width).facts["scrolled"]
+    assert [text for name, text in scrolled if width >= 1280 or "stacked" in name] == []
 
 
 def test_the_console_stays_empty(page: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -9,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.gates.verdict import Outcome
+from bench.report.blocks import Noted
 from bench.report.data import Ancestor
+from bench.report.figures import count, show_percentiles, show_significant
 from bench.report.lineage import Branch, grow
 from bench.report.plots import Series, Spot, plot_ecdf, plot_histogram, plot_percentiles, plot_tradeoff, plot_verdict
-from bench.report.svg import LinearScale, LogScale, TailScale
+from bench.report.svg import Frame, LinearScale, LogScale, TailScale
 from bench.stats.percentiles import bound_percentile
 from tests.bench.report import builders as built
 
@@ -108,6 +111,42 @@ def test_any_sorted_percentiles_make_a_band_that_only_rises() -> None:
     upper, lower = points[: len(points) // 2], points[len(points) // 2 :]
     assert [y for _, y in upper] == sorted((y for _, y in upper), reverse=True)
     assert [y for _, y in lower] == sorted(y for _, y in lower)
+
+
+def test_there_is_a_band_only_where_both_bounds_are() -> None:
+    samples = built.times_ms(2.0, 500, seed=4)
+    bounds = [bound_percentile(samples, percentile, 0.99) for percentile in (50.0, 75.0, 90.0, 99.0, 99.5)]
+    gap = [bounds[0], bounds[1], replace(bounds[2], upper=None), bounds[3], replace(bounds[4], upper=math.inf)]
+    for found, ends in ((bounds, [50.0, 99.0]), (gap, [50.0, 75.0]), (bounds[4:], [])):
+        svg = ElementTree.fromstring(plot_percentiles([("a", "a", found)], limit=(99.9, 9.0)))
+        bands = [one.attrib["d"] for one in svg if one.attrib.get("class", "").startswith("band")]
+        places = [float(pair.split()[0]) for band in bands for pair in band.strip("MZ").split("L")]
+        scale = TailScale(50, 99.9, Frame().left, Frame().right)
+        assert sorted({min(places), max(places)} if places else []) == pytest.approx(
+            [scale(end) for end in ends], abs=0.1
+        )
+
+
+def test_a_further_nine_never_seems_to_need_fewer_requests() -> None:
+    samples = built.times_ms(2.0, 90, seed=1)
+    found = [
+        bound_percentile(samples, percentile, 0.99, inflation)
+        for percentile, inflation in ((50.0, 20.0), (90.0, 9.0), (99.0, 2.0), (99.9, 1.0))
+    ]
+    found[1] = replace(found[1], num_required=2000)
+    shown = [cell.note if isinstance(cell, Noted) else "" for cell in show_percentiles(found)]
+    needed = [int(note.split("≥ ")[1].split(" ")[0].replace(",", "")) for note in shown]
+    assert needed == sorted(needed)
+    assert needed == [140, 2000, 2000, 4603]
+
+
+def test_figures_have_no_more_digits_than_they_are_asked_for() -> None:
+    assert [show_significant(value) for value in (46.5835, 50.0, 0.25, 12345.6)] == ["46.58", "50", "0.25", "12,346"]
+    assert [count(1, "thread"), count(2000, "round"), count(2, "process", "processes")] == [
+        "1 thread",
+        "2,000 rounds",
+        "2 processes",
+    ]
 
 
 def test_the_area_of_a_dot_is_its_size() -> None:

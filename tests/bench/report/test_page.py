@@ -99,6 +99,43 @@ def test_what_was_not_measured_is_absent() -> None:
     assert json.dumps(bare.to_json()).count("latenc") == 0
 
 
+def test_every_swatch_of_the_files_is_one_kind(release: ReleaseReport) -> None:
+    kinds = {f"part {number}": 1_000_000 * (12 - number) for number in range(10)}
+    small = {"golden vectors": 9_000, "constants": 7_000, "other files": 400_000}
+    sizes = replace(built.tensors("server", is_int8=True), kinds=kinds | small)
+    many = replace(release, targets=(replace(release.targets[0], tensors=sizes),))
+    for one in (release, many):
+        plot = re.findall(r"<svg[^>]*><title>Bytes by kind.*?</svg>", to_html(one), re.DOTALL)[0]
+        swatches = re.findall(r'<rect class="k(\d)"[^>]*height="10.0"/><text[^>]*>([^<]*)', plot)
+        assert len(swatches) > 4
+        assert len({colour for colour, _ in swatches}) == len(swatches)
+        names = [name for _, name in swatches]
+        assert names[-1] == "other"
+        assert not {"golden vectors", "constants", "other files"} & set(names)
+    assert "server, other: 25.4 MB" in plot  # parts 5 to 9 that found no colour, and the small ones
+
+
+def test_every_value_of_a_card_has_its_name(page: str) -> None:
+    cards = re.findall(r'<div class="wide stacked".*?</table>', page, re.DOTALL)
+    assert len(cards) > 8
+    for table in cards:
+        names = re.findall(r"<th [^>]*>([^<]*)", table)
+        for row in re.findall(r"<tr>(<td.*?)</tr>", table, re.DOTALL):
+            assert re.findall(r'<td[^>]*data-name="([^"]*)"', row) == names[1:]
+
+
+def test_one_of_a_kind_is_not_written_as_several() -> None:
+    whole = built.target("server", size_mb=23.1, middle=1.9, drop=0.002, seed=1)
+    (duet,) = whole.duets
+    target = replace(
+        whole, duets=(replace(duet, turn_requests=1),), latencies=(built.latency("server", 1.9, rate=46.5835),)
+    )
+    markdown = to_markdown(ReleaseReport(title="one", targets=(target,)))
+    assert "pairs of turns of 1 request in 8 sessions" in markdown
+    assert "### Latency at 46.58 requests a second" in markdown
+    assert "46.5835" not in markdown
+
+
 def test_an_engine_that_generates_is_shown_with_its_tokens() -> None:
     target = TargetReport(
         name="chat",

@@ -52,6 +52,20 @@ def generation(at_ns: list[list[int]], texts: list[list[int]], prompt_tokens: li
     )
 
 
+def test_bounds_count_gaps_of_one_request_for_less() -> None:
+    """Ten slow answers and thirty fast ones: forty events, not 400."""
+    gaps = [[10] * 10 if index % 4 else [30] * 10 for index in range(40)]
+    at_ns = [np.cumsum(row).tolist() for row in gaps]
+    given = generation(at_ns, [[1] * 10] * 40, [3] * 40)
+    bounds = given.percentile("itl", 90, 0.95)
+    assert bounds.num_samples == 360
+    assert bounds.inflation > 3
+    steady = generation([np.cumsum([10, 11] * 5).tolist()] * 40, [[1] * 10] * 40, [3] * 40)
+    assert steady.percentile("itl", 90, 0.95).inflation == 1
+    ramp = generation([[100 * (1 + index)] for index in range(40)], [[1]] * 40, [3] * 40)
+    assert ramp.percentile("ttft", 50, 0.95).inflation > 3
+
+
 def test_every_chunk_of_every_request_is_kept(measured: Generation) -> None:
     assert measured.num_requests == 6
     assert measured.prompt_tokens.tolist() == [1, 3] * 3

@@ -133,7 +133,8 @@ def test_start_is_measured_in_a_process_of_its_own(news: News, tmp_path: Path) -
     start = measure_start(news.exact.path, num_starts=1)
     assert start.artifact_digest == news.exact.digest
     assert start.peak_rss_bytes > 10_000_000
-    assert start.cold_start_ms > start.load_ms > 0
+    assert start.cold_start_ms > start.startup_ms + start.verify_ms + start.load_ms + start.first_run_ms
+    assert start.startup_ms > 0
     start.save(tmp_path)
     assert Start.load(tmp_path) == start
     assert start.machine.num_cpus >= 1
@@ -142,6 +143,57 @@ def test_start_is_measured_in_a_process_of_its_own(news: News, tmp_path: Path) -
     (tmp_path / START).write_text(json.dumps(value | {"peak_rss_bytes": "much"}))
     with pytest.raises(ArtifactError, match=START):
         Start.load(tmp_path)
+
+
+def test_the_time_of_a_start_holds_what_the_interpreter_waits_for(
+    news: News, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fifth of a second of sleep before the first import takes no CPU time."""
+    (tmp_path / "sitecustomize.py").write_text("import time; time.sleep(0.2)")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path.cwd()}")
+    [process] = measure_start(news.exact.path, num_starts=1).processes
+    assert process.startup_ms > 200
+    assert process.first_answer_ms > process.startup_ms
+
+
+def test_starts_are_kept_one_by_one_and_bounded(news: News, tmp_path: Path) -> None:
+    start = measure_start(news.exact.path, num_starts=2)
+    assert start.num_starts == 2
+    few = start.summary()["cold_start_bounds_ms"]
+    assert (few["upper"], few["num_required"]) == (None, 7)
+    whole = replace(start, processes=start.processes * 4)
+    bounds = whole.bounds()
+    assert bounds.upper == max(process.first_answer_ms for process in start.processes)
+    whole.save(tmp_path)
+    value = json.loads((tmp_path / START).read_text())
+    assert len(value["processes"]) == 8
+    value["processes"][0]["peak_rss_bytes"] += 10**9
+    (tmp_path / START).write_text(json.dumps(value))
+    with pytest.raises(ArtifactError, match=START):
+        Start.load(tmp_path)
+
+
+@pytest.mark.parametrize(("num_inputs", "num_requests"), [(1, 59), (64, 191)])
+def test_drift_needs_thirds_that_hold_every_input(latency: Latency, num_inputs: int, num_requests: int) -> None:
+    short = replace(
+        latency, num_inputs=num_inputs, cpu_ns=np.ones(num_requests, np.int64), wall_ns=np.ones(num_requests, np.int64)
+    )
+    assert short.drift is None
+
+
+def test_drift_compares_each_input_with_itself(latency: Latency) -> None:
+    """Inputs of very different lengths, and a run that ends amid them: only the change over time counts."""
+    rng = np.random.default_rng(0)
+    lengths = np.exp(rng.normal(0, 1, 50)) * 1e6
+    n = 50 * 7 + 31
+    cpu_ns = lengths[np.arange(n) % 50]
+    steady = replace(latency, num_inputs=50, wall_ns=cpu_ns.astype(np.int64), cpu_ns=cpu_ns.astype(np.int64))
+    assert steady.drift == pytest.approx(0, abs=1e-6)
+    slower = (cpu_ns * np.linspace(1, 1.3, n)).astype(np.int64)
+    drift = replace(steady, cpu_ns=slower).drift
+    assert drift is not None
+    assert drift == pytest.approx(0.2, abs=0.05)
+    assert replace(steady, cpu_ns=slower).summary()["drift"] == round(drift, 4)
 
 
 def test_a_broken_artifact_does_not_start(news: News, tmp_path: Path) -> None:
