@@ -153,7 +153,7 @@ def test_every_delivered_thing_opens_and_answers(released: Released, tmp_path: P
     facts = json.loads(project.edgesmith("inspect", "out/server", "--json").stdout)
     assert facts["precision"] == "int8"
     assert facts["parents"][0].startswith("source sha256:")
-    report = (project.out / "reports" / "server" / "report.md").read_text()
+    report = (project.out / "report.md").read_text()
     assert "PASS" in report
     for evidence in (project.out / "evidence").glob("*/*/manifest.json"):
         assert open_artifact(evidence.parent).kind == "evidence"

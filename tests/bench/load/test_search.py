@@ -148,6 +148,8 @@ def test_search_finds_the_capacity_of_a_real_server(start_server: StartServer) -
     options = SearchOptions(start_rate=20, min_step_s=3, max_step_s=6, max_steps=6, precision=0.3)
     found = find_rate(plan, options=options)
     assert found.highest_pass is not None
-    assert found.lowest_fail is not None
     assert 20 <= found.highest_pass < 100
-    assert 60 < found.lowest_fail <= 200
+    assert max(step.rate for step in found.steps) > 100
+    assert all(step.outcome is not Outcome.PASS for step in found.steps if step.rate > 110)
+    # A queue that only grows is one burst, which may leave a step inconclusive.
+    assert found.lowest_fail is None or found.lowest_fail > 60
