@@ -22,7 +22,10 @@ from bench.machine.machine import Machine
 from bench.stats.dependence import percentile_inflation
 from bench.stats.percentiles import PercentileBounds, bound_percentile
 
-__all__ = ["Failure", "LoadResult"]
+__all__ = ["INTERRUPTED", "Failure", "LoadResult"]
+
+INTERRUPTED = "it was interrupted"
+"""`stopped_because` of a load that its user ended."""
 
 _MAX_LAG_NS = 1_000_000
 _MAX_LAG_SHARE = 0.05

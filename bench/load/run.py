@@ -23,7 +23,7 @@ from bench.load.job import JOB, hold_job
 from bench.load.plan import LoadPlan
 from bench.load.protocols import prepare_target
 from bench.load.recording import STORAGE_CODE, read_recordings
-from bench.load.result import LoadResult
+from bench.load.result import INTERRUPTED, LoadResult
 from bench.load.target import Target
 from bench.machine.conditions import Conditions, Watch
 from bench.machine.machine import describe_machine
@@ -159,7 +159,7 @@ def _run_locust(plan: LoadPlan, folder: Path, job: int, progress: Progress) -> t
                     advance(elapsed - shown)
                     shown = elapsed
     except KeyboardInterrupt:
-        stopped = "it was interrupted"
+        stopped = INTERRUPTED
         _stop(process)
     finally:
         _kill(process)

@@ -49,7 +49,9 @@ class LoadTest:
     @property
     def is_interrupted(self) -> bool:
         """Whether the user ended it early."""
-        return "interrupt" in self.result.stopped_because
+        from bench.load.result import INTERRUPTED
+
+        return self.result.stopped_because == INTERRUPTED
 
     @property
     def reason(self) -> str:
