@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Options for pytest: `make test PYTEST=tests/compress`, `make test PYTEST='-k merge -x'`.
 PYTEST ?=
 
-.PHONY: help setup demo test check lint bench simulate bench-duet bench-load clean
+.PHONY: help setup demo demo-llm test check lint bench simulate bench-duet bench-load bench-gguf clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ setup: $(READY)  ## make .venv with the pinned libraries (torch for the CPU wher
 
 demo: $(READY)  ## fine-tune MiniLM on news texts, then: merge, export, quantize, verify, measure, judge, answer
 	@examples/news/run.sh
+
+demo-llm: $(READY)  ## fine-tune SmolLM2 on a novel, then: merge, GGUF Q4_K_M and int4 ONNX, verify, measure, judge, write
+	@examples/novel/run.sh
 
 test: $(READY)  ## run all tests, the slow ones too
 	@$(BIN)/python -m pytest $(PYTEST)
@@ -48,7 +51,10 @@ bench-duet: $(READY)  ## how often planted slowdowns are found, and how often no
 bench-load: $(READY)  ## what the load generator costs, and how late it sends
 	@PYTHONPATH=. $(BIN)/python tools/measure_load.py
 
+bench-gguf: $(READY)  ## quality, size and speed of GGUF types, importance matrices and chosen bits, on SmolLM2 (30 min)
+	@PYTHONPATH=. $(BIN)/python tools/measure_gguf.py
+
 clean:  ## remove what was made here (not .venv, not the caches below ~/.cache/edgesmith)
-	@rm -rf out build dist *.egg-info examples/news/{data,work,out}
+	@rm -rf out build dist *.egg-info examples/*/{data,work,out}
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	@find . -name .venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -6,6 +6,7 @@ Measurements differ from run to run: they are artifacts of kind `evidence` whose
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -53,7 +54,7 @@ SIDE_FILES = (
 )
 """What a runtime reads beside a graph, and so what travels with it."""
 
-Kind = Literal["checkpoint", "onnx", "genai", "gguf", "tensorrt", "ort", "executorch", "evidence"]
+Kind = Literal["checkpoint", "onnx", "genai", "gguf", "gguf-adapter", "tensorrt", "ort", "executorch", "evidence"]
 
 
 def _inside(path: str) -> str:
@@ -173,8 +174,12 @@ def canonical_json(value: Any) -> str:
 
 
 def tool_versions(*distributions: str) -> dict[str, str]:
-    """Versions of edgesmith and the named distributions, as installed."""
-    return {name: metadata.version(name) for name in sorted({"edgesmith", *distributions})}
+    """Versions of edgesmith and the named distributions; what is not installed did no work and is left out."""
+    found = {}
+    for name in sorted({"edgesmith", *distributions}):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def write_artifact(

@@ -15,7 +15,7 @@ from typing import Any
 from edgesmith.progress import Advance, Progress
 from edgesmith.units import format_seconds
 
-__all__ = ["ConsoleProgress", "fail", "print_facts", "print_json", "print_table", "say"]
+__all__ = ["ConsoleProgress", "fail", "print_facts", "print_json", "print_table", "say", "write"]
 
 _PLAIN_INTERVAL_S = 10.0
 _VERDICT_STYLES = {"PASS": "bold green", "FAIL": "bold red", "INCONCLUSIVE": "bold yellow"}
@@ -73,6 +73,12 @@ def say(text: str) -> None:
     from rich.console import Console
 
     _print_rich(Console(highlight=False, soft_wrap=True), text)
+
+
+def write(text: str) -> None:
+    """Print a piece of a text as it comes; control characters that a model wrote are shown, not obeyed."""
+    sys.stdout.write("".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text))
+    sys.stdout.flush()
 
 
 def fail(text: str) -> None:

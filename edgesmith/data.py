@@ -1,4 +1,4 @@
-"""Data files: rows read as a stream from JSONL, CSV and TSV, with the line of every fault.
+"""Data files: rows read as a stream from JSONL, CSV, TSV and plain text, with the line of every fault.
 
 Files are UTF-8, with or without a byte order mark. Nothing is guessed: the extension decides the format.
 """
@@ -47,7 +47,8 @@ def read_rows(path: Path) -> Iterator[Row]:
 
     Args:
         path: A `.jsonl`, `.ndjson`, `.csv` or `.tsv` file. CSV and TSV have a header line; a quoted field may
-            hold line breaks. Empty lines are skipped.
+            hold line breaks. Empty lines are skipped. Each paragraph of a `.txt` or `.md` file is a row with
+            the column `text`.
 
     Yields:
         The rows in the file's order.
@@ -207,10 +208,26 @@ def _read_tsv(path: Path) -> Iterator[Row]:
     return _read_table(path, "\t")
 
 
+def _read_paragraphs(path: Path) -> Iterator[Row]:
+    lines: list[str] = []
+    start = 1
+    for number, text in enumerate(_decoded_lines(path), start=1):
+        if text.strip():
+            start = start if lines else number
+            lines.append(text.rstrip("\r\n"))
+        elif lines:
+            yield Row(path, start, {"text": "\n".join(lines)})
+            lines = []
+    if lines:
+        yield Row(path, start, {"text": "\n".join(lines)})
+
+
 FORMATS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".csv": _read_csv,
     ".tsv": _read_tsv,
+    ".txt": _read_paragraphs,
+    ".md": _read_paragraphs,
 }
 """Extension → reader."""

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from bench.duet.duet import Duet
     from bench.gates.judge import Evidence, Subject
     from bench.gates.verdict import Verdict
+    from bench.language.answers import Answers
+    from bench.language.evaluation import LanguageEvaluation
     from bench.load.result import LoadResult
+    from bench.machine.generation_limits import GenerationLimits
     from bench.machine.limits import Limits
     from bench.scenarios.generation import Generation
     from bench.scenarios.latency import Latency
@@ -64,6 +67,9 @@ class Measured:
     sweeps: tuple[Sweep, ...] = ()
     starts: tuple[Start, ...] = ()
     limits: tuple[Limits, ...] = ()
+    generation_limits: tuple[GenerationLimits, ...] = ()
+    languages: tuple[LanguageEvaluation, ...] = ()
+    answers: tuple[Answers, ...] = ()
     footprint: Footprint | None = None
     tensors: TensorSizes | None = None
     verification: Mapping[str, Any] | None = None
@@ -99,6 +105,9 @@ _SOURCES: Mapping[str, tuple[str, str, str]] = {
     "sweeps": ("sweep.json", "bench.scenarios.sweep", "Sweep"),
     "starts": ("start.json", "bench.scenarios.start", "Start"),
     "limits": ("limits.json", "bench.machine.limits", "Limits"),
+    "generation_limits": ("generation_limits.json", "bench.machine.generation_limits", "GenerationLimits"),
+    "languages": ("language.json", "bench.language.evaluation", "LanguageEvaluation"),
+    "answers": ("answers.json", "bench.language.answers", "Answers"),
 }
 
 
@@ -109,6 +118,9 @@ _NAMES = {
     "sweep": "sweeps",
     "load": "loads",
     "limits": "limits",
+    "generation_limits": "generation_limits",
+    "language": "languages",
+    "answers": "answers",
     "start": "starts",
 }
 
@@ -189,6 +201,10 @@ def measured_pair(artifact: Subject, baseline: Subject | None, found: Sequence[A
         footprint=ours.footprint,
         baseline_footprint=theirs.footprint,
         duets=measured_duets(found, artifact=artifact.digest, baseline=baseline.digest) if baseline else (),
+        language=_one(ours.languages, "measurements of a language model on texts", where),
+        answers=_one(ours.answers, "sets of answers", where),
+        baseline_answers=_one(theirs.answers, "sets of answers of the baseline", where),
+        generations=ours.generations,
     )
 
 

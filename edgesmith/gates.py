@@ -18,9 +18,11 @@ __all__ = [
     "DownloadGate",
     "FlipsGate",
     "Gates",
+    "GenerationGate",
     "LatencyGate",
     "MachineGates",
     "MemoryGate",
+    "PerplexityGate",
     "RegressionGate",
     "SizeGate",
     "SpeedGate",
@@ -62,18 +64,37 @@ class FlipsGate(_Limit):
     """A tripwire: how many answers may differ from the baseline's, right or wrong."""
 
     max_rate: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
-    """Largest share of changed answers: 0.02 is one in fifty. No sample can show that it is 0."""
+    """Largest share of changed answers, or of tokens whose likeliest successor changed for a language model: 0.02 is
+    one in fifty. No sample can show that it is 0."""
     confidence: Confidence = 0.95
     """Of the one-sided bound on the share."""
 
 
 class DivergenceGate(_Limit):
-    """A tripwire: how far the probabilities of the classes may move from the baseline's."""
+    """A tripwire: how far the probabilities of the classes, or of the next token, may move from the baseline's."""
 
-    max_mean_kl: Positive
-    """Largest mean over the examples of the divergence KL(baseline ‖ artifact), in nats."""
+    max_mean_kld: Positive
+    """Largest mean of the divergence KL(baseline ‖ artifact), in nats: over the examples, or over the tokens of a
+    text for a language model."""
     confidence: Confidence = 0.95
     """Of the one-sided bound on the mean."""
+
+
+class PerplexityGate(_Limit):
+    """How well a language model must predict the evaluation text."""
+
+    max_ratio: Annotated[float, Field(ge=0.5, allow_inf_nan=False)] | None = None
+    """The most that the perplexity may be times the reference's on the same tokens: 1.03 is 3 % more."""
+    max: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
+    """The most that the perplexity itself may be. It hangs on the text and the tokenizer."""
+    confidence: Confidence = 0.95
+    """Of the one-sided bound; windows of the text are what is counted as independent."""
+
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> Self:
+        if self.max_ratio is None and self.max is None:
+            raise ValueError("a perplexity gate needs max_ratio or max")
+        return self
 
 
 class SizeGate(_Limit):
@@ -152,6 +173,25 @@ class ThroughputGate(_Limit):
     """Fewest examples a second."""
     confidence: Confidence = 0.95
     """Of the one-sided bound."""
+
+
+class GenerationGate(_Limit):
+    """How fast a language model must write."""
+
+    min_tokens_per_second: Positive | None = None
+    """Fewest tokens that an answer grows by in a second, after its first one."""
+    max_ttft_ms: Positive | None = None
+    """Longest time from a request to its first text, in milliseconds, the prompt's reading included."""
+    percentile: Annotated[float, Field(gt=0, lt=100, allow_inf_nan=False)] = 50
+    """Which percentile of the times to the first text `max_ttft_ms` limits, in per cent."""
+    confidence: Confidence = 0.95
+    """Of the one-sided bounds."""
+
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> Self:
+        if self.min_tokens_per_second is None and self.max_ttft_ms is None:
+            raise ValueError("a generation gate needs min_tokens_per_second or max_ttft_ms")
+        return self
 
 
 class CpuGate(_Limit):
@@ -235,6 +275,8 @@ class MachineGates(_Limit):
     """How many examples must be answered in a second, in batches."""
     cpu: CpuGate | None = None
     """How much CPU time a request may take."""
+    generation: GenerationGate | None = None
+    """How fast a language model must write."""
     speed: SpeedGate | None = None
     """How much faster than the baseline it must be."""
     regression: RegressionGate | None = None
@@ -276,7 +318,9 @@ class Gates(MachineGates):
     flips: FlipsGate | None = None
     """How many answers may differ from the baseline's."""
     divergence: DivergenceGate | None = None
-    """How far the probabilities of the classes may move from the baseline's."""
+    """How far the probabilities of the classes, or of the next token, may move from the baseline's."""
+    perplexity: PerplexityGate | None = None
+    """How well a language model must predict the evaluation text."""
     size: SizeGate | None = None
     """How large the files may be."""
     download: DownloadGate | None = None
@@ -303,11 +347,13 @@ class Gates(MachineGates):
     @property
     def absolute(self) -> Gates:
         """The gates that need no baseline: for an artifact that is its own."""
+        perplexity = self.perplexity and self.perplexity.model_copy(update={"max_ratio": None})
         size = self.size and self.size.model_copy(update={"min_reduction": None, "max_growth": None})
         devices = {pattern: MachineGates(**limits._without_baseline()) for pattern, limits in self.devices.items()}
         return Gates(
             **self._without_baseline(),
             accuracy=tuple(one.model_copy(update={"max_drop": None}) for one in self.accuracy if one.min is not None),
+            perplexity=perplexity if perplexity and perplexity.max is not None else None,
             size=size if size and size.max_mb is not None else None,
             download=self.download,
             devices={pattern: limits for pattern, limits in devices.items() if limits.kinds()},
@@ -327,7 +373,7 @@ class Gates(MachineGates):
 
     @property
     def needs_evaluation(self) -> bool:
-        """Whether the artifact's answers to the evaluation rows are needed."""
+        """Whether a classifier's answers to the evaluation rows are needed; for a language model `needs_answers`."""
         return bool(self.accuracy or self.needs_baseline_evaluation)
 
     @property
@@ -340,6 +386,32 @@ class Gates(MachineGates):
     def needs_classes(self) -> bool:
         """Whether a gate compares predicted classes, which not every task has."""
         return self.flips is not None or self.divergence is not None
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether a language model's answers to the evaluation prompts are needed."""
+        return bool(self.accuracy or self.needs_baseline_answers)
+
+    @property
+    def needs_baseline_answers(self) -> bool:
+        """Whether the baseline's answers to the same prompts are needed."""
+        loses = self.regression is not None and self.regression.max_drop is not None
+        return loses or any(one.max_drop is not None for one in self.accuracy)
+
+    @property
+    def needs_language(self) -> bool:
+        """Whether a language model must be measured on the evaluation text."""
+        return self.perplexity is not None or self.needs_classes
+
+    @property
+    def needs_language_reference(self) -> bool:
+        """Whether the reference's predictions on the evaluation text are needed, for a language model."""
+        return self.needs_classes or (self.perplexity is not None and self.perplexity.max_ratio is not None)
+
+    @property
+    def needs_generation(self) -> bool:
+        """Whether the writing of answers must be timed, on this machine or a device."""
+        return any(limits.generation for limits in self._of_machines())
 
     @property
     def needs_footprint(self) -> bool:

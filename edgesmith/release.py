@@ -25,7 +25,6 @@ from edgesmith.releases import EVIDENCE, RELEASE, Ancestor, ReleasedTargetIndex,
 from edgesmith.reports import ReleasedTarget, build_report, read_targets, write_report
 from edgesmith.stages.base import check_replaceable
 from edgesmith.store import Store, default_store_root
-from edgesmith.units import format_bytes
 from edgesmith.verdict_files import VerdictFiles
 from edgesmith.walkers import Runner, TimedStep
 
@@ -33,6 +32,8 @@ __all__ = ["Release", "make_release"]
 
 USUAL_REGRESSION = RegressionGate(max_slowdown=0.05, max_drop=0.01, max_growth=0.05)
 """What is judged with --against where the recipe does not say."""
+USUAL_LANGUAGE_REGRESSION = RegressionGate(max_growth=0.05)
+"""The same of language models, whose predictions are judged against the checkpoint."""
 _TAKEN = (EVIDENCE, RELEASE, "report.html", "report.md", "report.json")
 
 
@@ -62,11 +63,6 @@ class Release:
         """Whether the recipe has gates."""
         return self.gates.are_set
 
-    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Columns and rows of the final table: each artifact beside its baseline."""
-        columns = ("artifact", "model size", "smaller", "metric", "value", "baseline", "CPU a request", "faster")
-        return columns, [_table_row(target) for target in self.targets]
-
     def to_json(self) -> dict[str, Any]:
         """JSON-able form."""
         return {
@@ -90,26 +86,6 @@ class Release:
         }
 
 
-def _table_row(target: ReleasedTarget) -> tuple[str, ...]:
-    evidence = target.evidence
-    smaller = value = baseline = cpu = faster = metric = ""
-    if evidence.baseline is not None:
-        smaller = f"{evidence.baseline.model_bytes / target.artifact.model_bytes:.2f}×"
-    if evidence.evaluation is not None:
-        metric = evidence.evaluation.default_metric
-        value = f"{evidence.evaluation.metrics[metric]:.4f}"
-    if evidence.baseline_evaluation is not None and metric:
-        baseline = f"{evidence.baseline_evaluation.metrics[metric]:.4f}"
-    single = next((one for one in evidence.latencies if one.scenario == "single"), None)
-    if single is not None:
-        cpu = f"{single.cpu_ms:.2f} ms"
-    if evidence.duets:
-        bounds = evidence.duets[0].speedup()
-        faster = f"{bounds.estimate:.2f}× ({bounds.lower:.2f} to {bounds.upper:.2f})"
-    size = format_bytes(target.artifact.model_bytes)
-    return (target.name, size, smaller, metric, value, baseline, cpu, faster)
-
-
 def make_release(
     path: Path,
     *,
@@ -125,9 +101,10 @@ def make_release(
     start = time.monotonic()
     recipe = load_recipe(path, settings)
     if against is not None and recipe.gates.regression is None:
-        recipe = recipe.model_copy(update={"gates": recipe.gates.model_copy(update={"regression": USUAL_REGRESSION})})
-        usual = USUAL_REGRESSION.model_dump(include={"max_slowdown", "max_drop", "max_growth"})
-        progress.note(f"gates.regression is not set, so {against} is judged by the usual one: {usual}")
+        usual = USUAL_LANGUAGE_REGRESSION if recipe.generates else USUAL_REGRESSION
+        recipe = recipe.model_copy(update={"gates": recipe.gates.model_copy(update={"regression": usual})})
+        limits = usual.model_dump(include={"max_slowdown", "max_drop", "max_growth"}, exclude_none=True)
+        progress.note(f"gates.regression is not set, so {against} is judged by the usual one: {limits}")
     destination = out or Path("out") / recipe.name
     _check_destination(destination, recipe)
     runner = Runner(store=Store(store_root or default_store_root()), progress=progress, remeasure=remeasure)
@@ -165,10 +142,10 @@ def _check_destination(out: Path, recipe: Recipe) -> None:
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is a file", mend="Choose another folder with -o/--out.")
-    for name in recipe.targets:
+    for name, target in recipe.targets.items():
         if name in _TAKEN:
             raise UsageError(f"targets.{name}: a folder of that name is written beside the targets; choose another")
-        check_replaceable(out / name, "onnx")
+        check_replaceable(out / name, target.format)
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=out).close()
@@ -207,7 +184,8 @@ def _deliver_target(recipe: Recipe, made: Made, target: TargetResult, out: Path)
     folder = out / EVIDENCE / target.name
     for part, evidence in _parts(made, target).items():
         _deliver(evidence, folder / part)
-    name = "the fp32 export" if recipe.baseline == "fp32" else recipe.baseline
+    ours = "the checkpoint" if recipe.generates else "the fp32 export"
+    name = ours if recipe.baseline == "fp32" else recipe.baseline
     for role, other in _others(target).items():
         subject = Subject.of(other, name if role == "baseline" else "the previous release")
         with TemporaryDirectory(prefix="edgesmith-") as temporary:
@@ -248,7 +226,7 @@ def _lineage(made: Made, target: TargetResult) -> tuple[Ancestor, ...]:
     """The artifact, then what it was made from, the nearest first."""
     found: dict[str, Ancestor] = {}
     roles: dict[str, str] = {}
-    for artifact in (target.artifact, target.fp32, made.checkpoint):
+    for artifact in (target.artifact, target.unquantized, made.checkpoint):
         if artifact is None or artifact.digest in found:
             continue
         manifest = artifact.manifest
@@ -270,6 +248,8 @@ def _notes(artifact: Artifact) -> tuple[str, ...]:
     if not path.is_file():
         return ()
     facts = json.loads(path.read_bytes())
+    if artifact.kind == "gguf":
+        return tuple(facts["notes"])
     reasons = Counter(node["reason"] for node in facts["in_float"])
     in_float = tuple(f"{count} layer(s) left in float: {reason}" for reason, count in reasons.most_common())
     return (f"{len(facts['quantized'])} layers are int8", *in_float)

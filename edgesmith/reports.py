@@ -29,7 +29,8 @@ class ReleasedTarget:
     evidence: Evidence
     measured: Measured
     baseline_measured: Measured
-    merge_proof: Artifact | None
+    proofs: tuple[Artifact, ...]
+    """Of the merge, and of the unquantized export."""
     verdicts: tuple[Verdict, ...]
 
     @property
@@ -73,14 +74,14 @@ def _read_target(folder: Path, name: str, gates: Gates) -> ReleasedTarget:
     baseline = noted("baseline", found, artifact.digest, where)
     previous = noted("previous", found, artifact.digest, where)
     evidence, verdicts = judge_measured(gates, Subject.of(artifact, name), baseline, previous, found, where)
-    proofs = (one for one in found if one.manifest.step == "prove-merge")
+    proofs = tuple(one for one in found if one.manifest.step in ("prove-merge", "prove-export"))
     return ReleasedTarget(
         name=name,
         artifact=artifact,
         evidence=evidence,
         measured=Measured.of(artifact.digest, found),
         baseline_measured=Measured() if baseline is None else Measured.of(baseline.digest, found),
-        merge_proof=next(proofs, None),
+        proofs=proofs,
         verdicts=tuple(verdicts),
     )
 
@@ -95,7 +96,8 @@ def build_report(folder: Path, targets: tuple[ReleasedTarget, ...]) -> ReleaseRe
     from bench.report import ReleaseReport
 
     index = _index(folder)
-    machines = [one.machine for target in targets for one in target.evidence.latencies]
+    machines = [one.machine for target in targets for one in target.measured.latencies]
+    machines += [one.machine for target in targets for one in target.measured.generations]
     return ReleaseReport(
         title=index.name,
         targets=tuple(_target_report(target, index.targets[target.name]) for target in targets),
@@ -118,7 +120,7 @@ def _target_report(target: ReleasedTarget, index: ReleasedTargetIndex) -> Target
         verdicts=target.verdicts,
         lineage=tuple(Ancestor(**one.model_dump()) for one in index.lineage),
         verification={
-            **(read_verification(target.merge_proof) if target.merge_proof else {}),
+            **{name: value for proof in target.proofs for name, value in read_verification(proof).items()},
             **(ours.verification or {}),
         },
         evaluation=target.evidence.evaluation,
@@ -130,6 +132,10 @@ def _target_report(target: ReleasedTarget, index: ReleasedTargetIndex) -> Target
         loads=ours.loads,
         generation=next(iter(ours.generations), None),
         baseline_generation=next(iter(theirs.generations), None),
+        generation_limits=next(iter(ours.generation_limits), None),
+        language=target.evidence.language,
+        answers=target.evidence.answers,
+        baseline_answers=target.evidence.baseline_answers,
         sweep=next(iter(ours.sweeps), None),
         limits=next(iter(ours.limits), None),
         baseline_limits=next(iter(theirs.limits), None),

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from edgesmith.errors import CheckpointError, UsageError
+from edgesmith.errors import CheckpointError, UnsupportedError, UsageError
 from export.load import load_model
 from export.reference import torch_threads
-from serve.runtime.generation import TextChunk
+from serve.runtime.generation import GREEDY, Sampling, TextChunk, check_request, check_tokens
+from serve.runtime.sampling import choose_token
+from serve.runtime.stop_strings import StopFilter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +37,7 @@ class _TextGeneration:
 
 
 class TorchGenerationEngine:
-    """A checkpoint in fp32 on the CPU, decoding greedily with a cache of keys and values.
+    """A checkpoint in fp32 on the CPU, decoding with a cache of keys and values.
 
     Args:
         checkpoint: Hugging Face folder with safetensors weights and `tokenizer.json`.
@@ -51,48 +56,91 @@ class TorchGenerationEngine:
         self._ends = _end_tokens(self._model)
         self._context: int | None = getattr(self._model.config, "max_position_embeddings", None)
         self.name = f"torch {torch.__version__} (CPU, fp32)"
+        self.num_vocabulary = _num_logits(self._model)
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that one text can have; where the model has no limit, more than memory has room for."""
+        return self._context if self._context is not None else sys.maxsize
+
+    def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
+        """Split a text as the model reads it."""
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special).ids)
 
     def count_prompt_tokens(self, prompt: str) -> int:
         """Tokens that the model reads for a prompt, special tokens included."""
-        return len(self._tokenizer.encode(prompt).ids)
+        return len(self.tokenize(prompt))
 
-    def generate(self, prompt: str, *, max_tokens: int) -> Iterator[TextChunk]:
-        """Continue a prompt greedily; see `serve.runtime.generation.GenerationEngine`."""
+    def logits(self, tokens: Sequence[int], *, first: int = 0) -> NDArray[np.float32]:
+        """Read a text in one pass; see `serve.runtime.generation.GenerationEngine`."""
+        model = self._opened()
+        check_tokens(tokens, first=first, num_vocabulary=self.num_vocabulary, context_length=self._context)
+        with torch.inference_mode(), torch_threads(self._threads):
+            ids = torch.tensor([list(tokens)])
+            outputs = model(input_ids=ids, use_cache=False, logits_to_keep=len(tokens) - first, return_dict=True)
+            return np.asarray(outputs.logits[0].float().numpy())
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int,
+        sampling: Sampling = GREEDY,
+        stop: Sequence[str] = (),
+        grammar: str | None = None,
+        json_schema: Mapping[str, Any] | None = None,
+    ) -> Iterator[TextChunk]:
+        """Continue a prompt; see `serve.runtime.generation.GenerationEngine`.
+
+        Raises:
+            UnsupportedError: A grammar or a schema is given.
+        """
+        model = self._opened()
+        if grammar is not None or json_schema is not None:
+            raise UnsupportedError(
+                "the torch engine knows no grammars", mend="Export the checkpoint to GGUF and generate with that."
+            )
+        ids = self.tokenize(prompt)
+        check_request(num_prompt=len(ids), max_tokens=max_tokens, context_length=self._context, stop=stop)
+        return self._decode(model, ids, max_tokens, sampling, StopFilter(stop))
+
+    def _opened(self) -> PreTrainedModel:
         if self._model is None:
             raise UsageError("the engine is closed", mend="Open the checkpoint again.")
-        if max_tokens < 1:
-            raise UsageError(f"max_tokens is {max_tokens}; it must be at least 1")
-        ids = self._tokenizer.encode(prompt).ids
-        if not ids:
-            raise UsageError("the prompt has no tokens", mend="Give a text.")
-        if self._context is not None and len(ids) + max_tokens > self._context:
-            raise UsageError(
-                f"the prompt has {len(ids)} tokens and the answer {max_tokens} at the most, more together than the "
-                f"{self._context} that the model takes",
-                mend="Shorten the prompt, or ask for fewer tokens.",
-            )
-        return self._decode(self._model, ids, max_tokens)
+        return self._model
 
-    def _decode(self, model: PreTrainedModel, ids: list[int], max_tokens: int) -> Iterator[TextChunk]:
+    def _decode(
+        self, model: PreTrainedModel, ids: list[int], max_tokens: int, sampling: Sampling, held: StopFilter
+    ) -> Iterator[TextChunk]:
         stream = DecodeStream(skip_special_tokens=True)
-        step, cache = torch.tensor([ids]), None
-        for _ in range(max_tokens):
-            token, cache = self._step(model, step, cache)
-            text = stream.step(self._tokenizer, token)  # None until a character is complete
-            yield TextChunk(text=text or "")
-            if token in self._ends:
+        random = np.random.default_rng(sampling.seed)
+        step, cache, seen = torch.tensor([ids]), None, list(ids)
+        for left in range(max_tokens - 1, -1, -1):
+            logits, cache = self._step(model, step, cache)
+            token = choose_token(logits, sampling, seen, random)
+            seen.append(token)
+            text = held.push(stream.step(self._tokenizer, token) or "")  # None until a character is complete
+            ended = token in self._ends or held.found is not None
+            if ended or not left:
+                yield TextChunk(text=text + held.flush(), finish_reason="stop" if ended else "length")
                 return
+            yield TextChunk(text=text)
             step = torch.tensor([[token]])
 
-    def _step(self, model: PreTrainedModel, ids: torch.Tensor, cache: Any) -> tuple[int, Any]:
-        """Read tokens of shape [1, length]; the likeliest next one, and the cache grown by them."""
+    def _step(self, model: PreTrainedModel, ids: torch.Tensor, cache: Any) -> tuple[NDArray[np.float32], Any]:
+        """Read tokens of shape [1, length]; the last one's logits, and the cache grown by them."""
         with torch.inference_mode(), torch_threads(self._threads):
             outputs = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, return_dict=True)
-            return int(outputs.logits[0, -1].argmax()), outputs.past_key_values
+            return outputs.logits[0, -1].float().numpy(), outputs.past_key_values
 
     def close(self) -> None:
         """Free the model."""
         self._model = None
+
+
+def _num_logits(model: PreTrainedModel) -> int:
+    head: Any = model.get_output_embeddings()
+    return int(head.weight.shape[0]) if head is not None else int(model.config.get_text_config().vocab_size)
 
 
 def _load_tokenizer(checkpoint: Path) -> Tokenizer:

@@ -12,7 +12,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # tests never reach a hub
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "examples" / "news"))  # last: its bench.py must not hide our package
+for _folder in ("kit", "news"):
+    sys.path.append(str(ROOT / "examples" / _folder))  # last: its bench.py must not hide our package
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +22,18 @@ def minilm_folder() -> Path:
     import prepare
 
     folder: Path = prepare.minilm_folder()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder() -> Path:
+    """SmolLM2-135M-Instruct in fp32, from the Q4_1 file that a package carries."""
+    import smollm2
+
+    try:
+        folder: Path = smollm2.smollm2_folder()
+    except SystemExit as error:
+        pytest.skip(f"SmolLM2 is not to be had: {error}")
     return folder
 
 

@@ -279,7 +279,7 @@ def tripwire_cases() -> Iterator[Case]:
     """Yield answers that change just as often, and as far, as is allowed."""
     share = 0.02
     flips = FlipsGate(max_rate=share)
-    divergence = DivergenceGate(max_mean_kl=share * 0.6 * float(np.log(7)))  # of 0.7, 0.1 … to 0.1, 0.7 …
+    divergence = DivergenceGate(max_mean_kld=share * 0.6 * float(np.log(7)))  # of 0.7, 0.1 … to 0.1, 0.7 …
 
     def changed(rng: Rng) -> tuple[Evaluation, Evaluation]:
         targets = rng.choice(4, 1000, p=CLASS_SHARES)

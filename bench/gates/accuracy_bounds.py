@@ -280,8 +280,11 @@ def _unknown(estimate: float, n: int, margin: float, confidence: float) -> Short
 
 def _metric_of_indices(evaluation: Evaluation, metric: str) -> Callable[[Indices], float]:
     """The metric as a function of which examples are drawn."""
+    from bench.language.metrics import CORPUS_METRICS, corpus_metric
     from edgesmith.tasks import Example, get_task
 
+    if metric in CORPUS_METRICS:
+        return corpus_metric(metric, [one["statistics"][metric] for one in evaluation.predictions])
     compute = get_task(evaluation.task).metrics[metric].compute
     examples = [Example(text="", target=target) for target in evaluation.targets]
     predictions = evaluation.predictions

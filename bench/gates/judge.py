@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from bench.gates.accuracy import judge_accuracy
+from bench.gates.fitting import check_task_gates
+from bench.gates.language import judge_next_token_divergence, judge_next_token_flips, judge_perplexity
 from bench.gates.machines import judge_machines
 from bench.gates.sizes import judge_download, judge_size
 from bench.gates.tripwires import judge_divergence, judge_flips
@@ -21,7 +23,10 @@ from edgesmith.gates import AccuracyGate, Gates, RegressionGate, SizeGate
 if TYPE_CHECKING:
     from bench.accuracy import Evaluation
     from bench.duet.duet import Duet
+    from bench.language.answers import Answers
+    from bench.language.evaluation import LanguageEvaluation
     from bench.load.result import LoadResult
+    from bench.scenarios.generation import Generation
     from bench.scenarios.latency import Latency
     from bench.scenarios.start import Start
     from bench.scenarios.throughput import Throughput
@@ -63,6 +68,11 @@ class Evidence:
     baseline: Subject | None = None
     evaluation: Evaluation | None = None
     baseline_evaluation: Evaluation | None = None
+    language: LanguageEvaluation | None = None
+    """What a language model predicts of a text, held against its reference."""
+    answers: Answers | None = None
+    """What a language model answers to prompts: takes the place of `evaluation`."""
+    baseline_answers: Answers | None = None
     latencies: tuple[Latency, ...] = ()
     """One a scenario, rate and machine."""
     throughputs: tuple[Throughput, ...] = ()
@@ -74,32 +84,29 @@ class Evidence:
     baseline_footprint: Footprint | None = None
     duets: tuple[Duet, ...] = ()
     """One a machine."""
+    generations: tuple[Generation, ...] = ()
+    """Times of written answers, one a machine."""
+
+    @property
+    def answered(self) -> Evaluation | None:
+        """The artifact's answers to examples or prompts."""
+        return self.answers.evaluation if self.evaluation is None and self.answers else self.evaluation
+
+    @property
+    def baseline_answered(self) -> Evaluation | None:
+        """The baseline's answers to examples or prompts."""
+        if self.baseline_evaluation is None and self.baseline_answers:
+            return self.baseline_answers.evaluation
+        return self.baseline_evaluation
 
 
 def check_gates(gates: Gates, task: str) -> None:
     """Find before any work what a task cannot be judged by.
 
     Raises:
-        UsageError: The task has no such metric, no classes, or a metric that no `min` fits.
+        UsageError: The task has no such metric, no classes, a metric that no `min` fits, or what a gate limits.
     """
-    from edgesmith.tasks import get_task
-
-    found = get_task(task)
-    for name in gates.metrics:
-        found.metric(name)
-    for gate in gates.accuracy:
-        metric = found.metric(gate.metric)
-        if gate.min is not None and not metric.higher_is_better:
-            raise UsageError(
-                f"the accuracy gate's min cannot limit {metric.name}: lower is better for it", mend="Set max_drop."
-            )
-    if gates.needs_classes and found.output_kind != "logits":
-        known = ", ".join(sorted(found.metrics))
-        name = "flips" if gates.flips is not None else "divergence"
-        raise UsageError(
-            f"the {name} gate compares predicted classes, and {task} has none: it has {known}",
-            mend=f"Set an accuracy gate on one of: {known}.",
-        )
+    check_task_gates(gates, task)
 
 
 def judge(gates: Gates, evidence: Evidence) -> list[Verdict]:
@@ -110,8 +117,9 @@ def judge(gates: Gates, evidence: Evidence) -> list[Verdict]:
         evidence: What was measured.
 
     Returns:
-        One verdict a limit and machine, in the order accuracy, flips, divergence, size, download, memory, start,
-        latency, throughput, cpu, speed, slowdown, devices, growth and loss over an earlier release.
+        One verdict a limit and machine, in the order accuracy, flips, divergence, perplexity, size, download, memory,
+        start, latency, throughput, cpu, generation, speed, slowdown, devices, growth and loss over an earlier
+        release.
 
     Raises:
         UsageError: No gate is set, a gate's evidence or the baseline is missing, the task has no such metric, or
@@ -128,19 +136,35 @@ def judge(gates: Gates, evidence: Evidence) -> list[Verdict]:
 
 
 def _judge_answers(gates: Gates, evidence: Evidence) -> list[Verdict]:
-    if not (gates.accuracy or gates.needs_classes):
-        return []
     verdicts = []
-    first = "accuracy" if gates.accuracy else "flips" if gates.flips is not None else "divergence"
-    ours = _needed(evidence.evaluation, first, "an evaluation of the artifact", "eval")
-    theirs = evidence.baseline_evaluation
-    if gates.needs_classes or any(gate.max_drop is not None for gate in gates.accuracy):
-        theirs = _needed(theirs, first, "an evaluation of the baseline", "eval")
     if gates.accuracy:
+        ours, theirs = _needed(evidence.answered, "accuracy", "an evaluation of the artifact", "eval"), None
+        if any(gate.max_drop is not None for gate in gates.accuracy):
+            theirs = _needed(evidence.baseline_answered, "accuracy", "an evaluation of the baseline", "eval")
         verdicts += judge_accuracy(gates.accuracy, ours, theirs)
-    if gates.flips is not None and theirs is not None:
+    if evidence.language is None:
+        verdicts += _judge_classes(gates, evidence)
+    else:
+        if gates.flips is not None:
+            verdicts.append(judge_next_token_flips(gates.flips, evidence.language))
+        if gates.divergence is not None:
+            verdicts.append(judge_next_token_divergence(gates.divergence, evidence.language))
+    if gates.perplexity is not None:
+        language = _needed(evidence.language, "perplexity", "the artifact's predictions on a text", "eval")
+        verdicts += judge_perplexity(gates.perplexity, language)
+    return verdicts
+
+
+def _judge_classes(gates: Gates, evidence: Evidence) -> list[Verdict]:
+    if not gates.needs_classes:
+        return []
+    first = "flips" if gates.flips is not None else "divergence"
+    ours = _needed(evidence.evaluation, first, "an evaluation of the artifact", "eval")
+    theirs = _needed(evidence.baseline_evaluation, first, "an evaluation of the baseline", "eval")
+    verdicts = []
+    if gates.flips is not None:
         verdicts.append(judge_flips(gates.flips, ours, theirs))
-    if gates.divergence is not None and theirs is not None:
+    if gates.divergence is not None:
         verdicts.append(judge_divergence(gates.divergence, ours, theirs))
     return verdicts
 
@@ -152,8 +176,8 @@ def _judge_losses(gate: RegressionGate, evidence: Evidence) -> list[Verdict]:
         [growth] = judge_size(SizeGate(max_growth=gate.max_growth), evidence.artifact, evidence.baseline)
         verdicts.append(replace(growth, gate="regression.max_growth"))
     if gate.max_drop is not None:
-        ours = _needed(evidence.evaluation, "regression", "an evaluation of the artifact", "eval")
-        theirs = _needed(evidence.baseline_evaluation, "regression", "an evaluation of the baseline", "eval")
+        ours = _needed(evidence.answered, "regression", "an evaluation of the artifact", "eval")
+        theirs = _needed(evidence.baseline_answered, "regression", "an evaluation of the baseline", "eval")
         limit = AccuracyGate(metric=gate.metric, max_drop=gate.max_drop, confidence=gate.confidence)
         [drop] = judge_accuracy((limit,), ours, theirs)
         verdicts.append(replace(drop, gate="regression.max_drop"))
@@ -206,6 +230,16 @@ def _digests(evidence: Evidence) -> Iterator[tuple[str, str | None, str | None]]
         yield "evaluation", evidence.evaluation.artifact_digest, artifact
     if evidence.baseline_evaluation is not None:
         yield "baseline's evaluation", evidence.baseline_evaluation.artifact_digest, baseline
+    if evidence.language is not None:
+        yield "measurement on text", evidence.language.artifact_digest, artifact
+    for what, answers, expected in (
+        ("answers", evidence.answers, artifact),
+        ("baseline's answers", evidence.baseline_answers, baseline),
+    ):
+        if answers is not None:
+            yield what, answers.artifact_digest, expected
+    for generation in evidence.generations:
+        yield "generation", generation.artifact_digest, artifact
     for latency in evidence.latencies:
         yield "latency", latency.artifact_digest, artifact
     for throughput in evidence.throughputs:

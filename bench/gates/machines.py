@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from bench.gates.generation import judge_first_text, judge_writing
 from bench.gates.latency import judge_latency, judge_load_latency
 from bench.gates.sizes import judge_memory, judge_start
 from bench.gates.speed import judge_cpu, judge_regression, judge_speed, judge_throughput
@@ -151,7 +152,7 @@ def _unmeasured(question: _Question, place: str, pattern: str, evidence: Evidenc
 
 def _machines(evidence: Evidence) -> set[str]:
     parts = (evidence.latencies, evidence.loads, evidence.throughputs, evidence.starts, evidence.duets)
-    return {one.machine.name for part in parts for one in part}
+    return {one.machine.name for part in (*parts, evidence.generations) for one in part}
 
 
 def _questions(limits: MachineGates, evidence: Evidence) -> Iterator[_Question]:
@@ -160,6 +161,7 @@ def _questions(limits: MachineGates, evidence: Evidence) -> Iterator[_Question]:
     for latency in limits.latency:
         yield _latency_question(latency, evidence, is_alone=len(limits.latency) == 1)
     yield from _of_requests(limits, evidence)
+    yield from _of_writing(limits, evidence)
     yield from _of_turns(limits, evidence)
 
 
@@ -216,6 +218,36 @@ def _of_requests(limits: MachineGates, evidence: Evidence) -> Iterator[_Question
             judge=lambda found: judge_cpu(cpu, found[0]),
             what="latencies of the artifact under scenario single",
             command="bench",
+        )
+
+
+def _of_writing(limits: MachineGates, evidence: Evidence) -> Iterator[_Question]:
+    gate = limits.generation
+    if gate is None:
+        return
+    are_both = gate.min_tokens_per_second is not None and gate.max_ttft_ms is not None
+    whole = _Question(
+        kind="generation",
+        name="generation",
+        threshold=0.0,
+        unit="/s",
+        at_least=True,
+        found=evidence.generations,
+        judge=lambda found: judge_writing(gate, found[0]),
+        what="times of written answers",
+        command="bench --scenario generate",
+    )
+    if gate.min_tokens_per_second is not None:
+        name = "generation.min_tokens_per_second" if are_both else "generation"
+        yield replace(whole, name=name, threshold=gate.min_tokens_per_second)
+    if gate.max_ttft_ms is not None:
+        yield replace(
+            whole,
+            name="generation.max_ttft_ms" if are_both else "generation",
+            threshold=gate.max_ttft_ms,
+            unit="ms",
+            at_least=False,
+            judge=lambda found: judge_first_text(gate, found[0]),
         )
 
 

@@ -94,7 +94,7 @@ def judge_divergence(gate: DivergenceGate, artifact: Evaluation, baseline: Evalu
     Source: Kullback & Leibler, "On information and sufficiency", Ann. Math. Stat. 22 (1951); bound: `bootstrap_mean`.
     """
     _refuse_classless(artifact, baseline, "divergence")
-    limit, n = gate.max_mean_kl, artifact.num_examples
+    limit, n = gate.max_mean_kld, artifact.num_examples
     values = mean_divergences(artifact, baseline)
     if n < 2:
         return _unbounded(gate, float(values.mean()), n)
@@ -141,7 +141,7 @@ def judge_divergence(gate: DivergenceGate, artifact: Evaluation, baseline: Evalu
 
 def _fewest(gate: DivergenceGate) -> int:
     """Examples below which rows that none of them stands for could hold the whole limit, at one nat each."""
-    rare = min(gate.max_mean_kl, 0.5)
+    rare = min(gate.max_mean_kld, 0.5)
     return max(_MIN_RESAMPLED, math.ceil(math.log(1 - gate.confidence) / math.log1p(-rare) - 1e-9))
 
 
@@ -152,7 +152,7 @@ def _unbounded(gate: DivergenceGate, estimate: float, n: int) -> Verdict:
         verdict=Outcome.INCONCLUSIVE,
         reason=f"{n:,} example bounds no mean divergence ({100 * gate.confidence:g} % confidence{_hint(needed)}).",
         unit="nats",
-        threshold=gate.max_mean_kl,
+        threshold=gate.max_mean_kld,
         estimate=estimate,
         bound=None,
         confidence=gate.confidence,

@@ -9,7 +9,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from enum import StrEnum
 from typing import Any, Literal
 
-__all__ = ["Outcome", "Verdict", "overall", "samples_to_settle", "show", "show_count"]
+__all__ = ["Outcome", "Verdict", "overall", "places_of", "samples_to_settle", "show", "show_count"]
 
 
 Rounding = Literal["up", "down", "near"]
@@ -36,8 +36,8 @@ class Verdict:
     reason: str
     """One or two sentences: the figure, its bound, the limit and how much evidence there was."""
     unit: str
-    """Of `estimate`, `bound`, `threshold` and `detectable`: `ms`, `MB`, `×`, `/s`, `nats`, `share`, or a metric's
-    name for an accuracy, which is a loss of it where `at_least` is false."""
+    """Of `estimate`, `bound`, `threshold` and `detectable`: `ms`, `MB`, `×`, `/s`, `nats`, `share`, `perplexity`,
+    `ratio` (of perplexities), or a metric's name for an accuracy, which is a loss of it where `at_least` is false."""
     threshold: float
     """What the recipe asks for."""
     estimate: float | None
@@ -82,9 +82,14 @@ class Verdict:
             case "ms" | "MB":
                 return f"{show(value, self.threshold, rounding=rounding)} {self.unit}"
             case "nats":
-                return f"{show(value, self.threshold, digits=4, rounding=rounding)} nats"
+                digits = places_of(self.threshold, 4)
+                return f"{show(value, self.threshold, digits=digits, rounding=rounding)} nats"
             case "×" | "/s":
                 return f"{show(value, self.threshold, rounding=rounding)}{self.unit}"
+            case "ratio":
+                return f"{show(value, self.threshold, digits=4, rounding=rounding)}×"
+            case "perplexity":
+                return show(value, self.threshold, rounding=rounding)
             case "share":
                 return f"{show(100 * value, 100 * self.threshold, rounding=rounding)} %"
             case _:
@@ -95,10 +100,16 @@ class Verdict:
     def limit(self) -> str:
         """The threshold for people, as the recipe says it: `≤ 1 points`, `≥ 2×`."""
         match self.unit:
+            case "nats" if self.threshold < 1e-3:
+                shown = f"{self.threshold:.{places_of(self.threshold, 4)}f} nats"
             case "ms" | "MB" | "nats":
                 shown = f"{self.threshold:,.12g} {self.unit}"
             case "×" | "/s":
                 shown = f"{self.threshold:,.12g}{self.unit}"
+            case "ratio":
+                shown = f"{self.threshold:,.12g}×"
+            case "perplexity":
+                shown = f"{self.threshold:,.12g}"
             case "share":
                 shown = f"{100 * self.threshold:,.12g} %"
             case _:
@@ -156,6 +167,15 @@ def show(value: float, limit: float | None = None, *, digits: int = 2, rounding:
             break
     text = f"{shown:,f}"
     return text.removeprefix("-") if not shown else text
+
+
+def places_of(limit: float, digits: int) -> int:
+    """Decimal places that show three significant digits of figures as small as a limit, at least `digits`.
+
+    >>> places_of(0.05, 4), places_of(2e-5, 4)
+    (4, 7)
+    """
+    return max(digits, 2 - math.floor(math.log10(limit))) if 0 < limit < 1 else digits
 
 
 def samples_to_settle(num_samples: int, width: float, distance: float) -> int | None:

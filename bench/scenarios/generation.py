@@ -51,6 +51,13 @@ class Generation:
     conditions: Conditions | None = None
     energy_mj: float | None = None
     """Energy of the processor's packages for each generated token; None where the machine does not say."""
+    first_cpu_ns: NDArray[np.int64] | None = None
+    """CPU time of each request until its first chunk, of shape [num_requests]; None where it was not measured."""
+    num_discarded: int = 0
+    """Answers that ended before `max_tokens` and were asked for anew with another prompt, where all were to be as
+    long as that."""
+    num_reused_tokens: int = 0
+    """Tokens of all prompts that the engine had from the text before and did not read: they count for no speed."""
     scenario: str = "generate"
 
     @property
@@ -91,7 +98,7 @@ class Generation:
     @property
     def prompt_tokens_per_second(self) -> float:
         """Tokens of all prompts over the time to the first tokens, which is counted in."""
-        return float(self.prompt_tokens.sum()) / (float(self.first_token_ns.sum()) / 1e9)
+        return self._num_read / (float(self.first_token_ns.sum()) / 1e9)
 
     @property
     def generated_tokens_per_second(self) -> float | None:
@@ -101,9 +108,38 @@ class Generation:
         return later / (taken_ns / 1e9) if later and taken_ns else None
 
     @property
+    def prompt_tokens_per_cpu_second(self) -> float | None:
+        """Tokens of all prompts over the CPU time to the first tokens; None where that was not measured."""
+        taken_ns = 0 if self.first_cpu_ns is None else int(self.first_cpu_ns.sum())
+        return self._num_read / (taken_ns / 1e9) if taken_ns else None
+
+    @property
+    def generated_tokens_per_cpu_second(self) -> float | None:
+        """Tokens after the first chunk of all requests over their CPU time; None where that was not measured."""
+        if self.first_cpu_ns is None:
+            return None
+        later = int((self.generated_tokens - self.tokens[self._first_chunks]).sum())
+        taken_ns = int((self.cpu_ns - self.first_cpu_ns).sum())
+        return later / (taken_ns / 1e9) if later and taken_ns > 0 else None
+
+    @property
+    def prompt_test(self) -> str:
+        """The prompts as llama-bench calls them, such as `pp512`; `pp12-80` for those of different lengths."""
+        return f"pp{_span(self.prompt_tokens)}"
+
+    @property
+    def generation_test(self) -> str:
+        """The answers as llama-bench calls them: `tg128 @ d512` are 128 tokens each after a prompt of 512."""
+        return f"tg{_span(self.generated_tokens)} @ d{_span(self.prompt_tokens)}"
+
+    @property
     def cpu_ms_per_token(self) -> float:
         """CPU time of all requests over the tokens generated, prompts included, in milliseconds."""
         return float(self.cpu_ns.sum()) / 1e6 / float(self.tokens.sum())
+
+    @property
+    def _num_read(self) -> int:
+        return int(self.prompt_tokens.sum()) - self.num_reused_tokens
 
     @property
     def _first_chunks(self) -> NDArray[np.int64]:
@@ -158,13 +194,20 @@ class Generation:
             "threads": self.threads,
             "is_settled": self.is_settled,
             **figures,
+            "prompt_test": self.prompt_test,
             "prompt_tokens_per_second": self.prompt_tokens_per_second,
+            "prompt_tokens_per_cpu_second": self.prompt_tokens_per_cpu_second,
+            "generation_test": self.generation_test,
             "generated_tokens_per_second": self.generated_tokens_per_second,
+            "generated_tokens_per_cpu_second": self.generated_tokens_per_cpu_second,
+            "num_discarded": self.num_discarded,
+            "num_reused_tokens": self.num_reused_tokens,
             "cpu_ms_per_token": self.cpu_ms_per_token,
             "energy_mj": self.energy_mj,
             "prompt_tokens": self.prompt_tokens.tolist(),
             "generated_tokens": self.generated_tokens.tolist(),
             "cpu_ns": self.cpu_ns.tolist(),
+            "first_cpu_ns": None if self.first_cpu_ns is None else self.first_cpu_ns.tolist(),
             "machine": self.machine.to_json(),
             "conditions": self.conditions.to_json() if self.conditions else None,
         }
@@ -190,9 +233,12 @@ class Generation:
         columns = read_columns(folder / CHUNKS)
         with damage_errors(folder / GENERATION):
             check_numbers(value, ("max_tokens", "threads"), optional=("energy_mj",))
-            conditions = value["conditions"]
+            conditions, first_cpu_ns = value["conditions"], value.get("first_cpu_ns")
             read = cls(
                 **{name: value[name] for name in _PLAIN},
+                num_discarded=int(value.get("num_discarded", 0)),
+                num_reused_tokens=int(value.get("num_reused_tokens", 0)),
+                first_cpu_ns=None if first_cpu_ns is None else np.array(first_cpu_ns, dtype=np.int64),
                 request=columns["request"],
                 at_ns=columns["at_ns"],
                 tokens=columns["tokens"],
@@ -204,6 +250,8 @@ class Generation:
             )
             if not np.array_equal(np.unique(read.request), np.arange(value["num_requests"])):
                 raise ValueError(f"chunks of other requests than the {value['num_requests']}")
+            if any(len(column) != read.num_requests for column in (read.cpu_ns, first_cpu_ns or read.cpu_ns)):
+                raise ValueError(f"CPU times of other requests than the {read.num_requests}")
             if read.generated_tokens.tolist() != value["generated_tokens"] or np.any(np.diff(read.request) < 0):
                 raise ValueError("chunks of other tokens than the summary's")
             return read
@@ -224,3 +272,8 @@ _PLAIN = (
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and np.isfinite(value) else None
+
+
+def _span(counts: NDArray[np.int64]) -> str:
+    low, high = int(counts.min()), int(counts.max())
+    return str(low) if low == high else f"{low}-{high}"

@@ -44,6 +44,13 @@ class Process:
     startup_cpu_ms: float
     """CPU time of the interpreter and its imports."""
     peak_rss_bytes: int
+    """Largest resident memory; pages of mapped files, such as the weights of a GGUF file, are in it as far as they
+    were read, though the system takes them back when it needs the room."""
+    private_bytes: int | None = None
+    """Memory of the process's own after its answers, without mapped files; None where the system does not say."""
+
+
+_MEASURED = tuple(name for name in Process.__dataclass_fields__ if name != "private_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +67,8 @@ class Start:
     Interpreter and libraries were in it, since the process that measures uses them too."""
     machine: Machine
     conditions: Conditions | None = None
+    request: str | None = None
+    """What the first answer was one to, such as `a prompt of 6 tokens and the first token of its answer`."""
 
     @property
     def num_starts(self) -> int:
@@ -93,8 +102,13 @@ class Start:
 
     @property
     def peak_rss_bytes(self) -> int:
-        """Memory of the process that took most."""
+        """Memory of the process that took most, mapped files included."""
         return max(process.peak_rss_bytes for process in self.processes)
+
+    @property
+    def private_bytes(self) -> int | None:
+        """Memory without mapped files of the process that took most; None where the system does not say."""
+        return max((one.private_bytes for one in self.processes if one.private_bytes is not None), default=None)
 
     def bounds(self, confidence: float = 0.99) -> PercentileBounds:
         """Bound the median of `first_answer_ms`: every start is a process of its own, taken as independent."""
@@ -121,6 +135,8 @@ class Start:
             },
             **{name: getattr(self, name) for name in ("startup_ms", "verify_ms", "load_ms", "first_run_ms")},
             "peak_rss_bytes": self.peak_rss_bytes,
+            "private_bytes": self.private_bytes,
+            "request": self.request,
             "processes": [asdict(process) for process in self.processes],
             "machine": self.machine.to_json(),
             "conditions": self.conditions.to_json() if self.conditions else None,
@@ -146,10 +162,11 @@ class Start:
         with damage_errors(folder / START):
             check_numbers(value, ("threads", "num_starts"))
             for process in value["processes"]:
-                check_numbers(process, Process.__dataclass_fields__)
+                check_numbers({"private_bytes": None} | process, _MEASURED, optional=("private_bytes",))
             conditions = value["conditions"]
             read = cls(
                 **{name: value[name] for name in ("engine", "artifact_digest", "threads", "is_cache_cold")},
+                request=value.get("request"),
                 processes=tuple(Process(**process) for process in value["processes"]),
                 machine=Machine.from_json(value["machine"]),
                 conditions=None if conditions is None else Conditions.from_json(conditions),
@@ -190,6 +207,7 @@ def measure_start(path: Path, *, threads: int = 1, num_starts: int = _NUM_STARTS
         threads=threads,
         processes=tuple(processes),
         is_cache_cold=is_cache_cold,
+        request=probes[0]["request"],
         machine=machine,
         conditions=watch.conditions,
     )
@@ -206,7 +224,8 @@ def _process(probe: dict[str, Any], made_at_ns: int) -> Process:
     return Process(
         first_answer_ms=(probe["answered_at_ns"] - made_at_ns) / 1e6,
         startup_ms=(probe["began_at_ns"] - made_at_ns) / 1e6,
-        **{name: probe[name] for name in ("verify_ms", "load_ms", "first_run_ms", "startup_cpu_ms", "peak_rss_bytes")},
+        **{name: probe[name] for name in _MEASURED if name in probe},
+        private_bytes=probe["private_bytes"],
     )
 
 

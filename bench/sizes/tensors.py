@@ -1,4 +1,4 @@
-"""What an artifact's bytes are spent on: embeddings, integer and float weights, scales, graph, tokenizer and the rest.
+"""What an artifact's bytes are spent on: embeddings, weights by type or part, scales, graph, tokenizer and the rest.
 
 Read from the files' bytes alone, without any library of a model format.
 """
@@ -6,24 +6,25 @@ Read from the files' bytes alone, without any library of a model format.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bench.raw import damage_errors, pretty_json, read_json
+from bench.sizes.model_parts import find_embeddings, find_scales, part_of_gguf, part_of_onnx
 from edgesmith.artifact import Artifact
 from edgesmith.errors import ArtifactError
 from edgesmith.files import atomic_write
-from serve.runtime.onnx_file import DTYPES, _integer, _message, _Reader, _text, _varint, read_onnx
+from serve.runtime.gguf_file import read_gguf
+from serve.runtime.onnx_tensors import OnnxTensors, read_onnx_tensors
 
 __all__ = ["TENSOR_SIZES", "LargeTensor", "TensorSizes", "measure_tensor_sizes"]
 
 TENSOR_SIZES = "tensor_sizes.json"
 _MAX_LARGEST = 12
 _MIN_LISTED_BYTES = 1024
-_SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64", 21: "uint4", 22: "int4"}
-_SCALED = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}
 _TOKENIZER_FILES = frozenset(
     {
         "added_tokens",
@@ -36,7 +37,22 @@ _TOKENIZER_FILES = frozenset(
         "vocab",
     }
 )
-_ORDER = ("embeddings", "weights", "scales", "constants", "graph", "model", "tokenizer", "golden", "other")
+_ORDER = (
+    "embeddings",
+    "attention",
+    "feed-forward",
+    "output layer",
+    "norms",
+    "weights",
+    "scales",
+    "constants",
+    "graph",
+    "metadata",
+    "model",
+    "tokenizer",
+    "golden",
+    "other",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +124,7 @@ def measure_tensor_sizes(artifact: Artifact) -> TensorSizes:
     """Add up an artifact's bytes by kind.
 
     Args:
-        artifact: Of any kind; the tensors of ONNX models are told apart, other model files count as a whole.
+        artifact: Of any kind; the tensors of ONNX and GGUF models are told apart, other model files count as a whole.
 
     Raises:
         ArtifactError: A model file is damaged.
@@ -118,15 +134,20 @@ def measure_tensor_sizes(artifact: Artifact) -> TensorSizes:
     tensors: list[LargeTensor] = []
     read_elsewhere: Counter[str] = Counter()
     for entry in artifact.manifest.files:
-        if entry.path.endswith(".onnx") and not entry.path.startswith("golden/"):
-            found = _read_tensors(artifact.folder / entry.path)
-            tensors += [tensor for tensor, _ in found]
-            for tensor, location in found:
-                kinds[tensor.kind] += tensor.num_bytes
-                read_elsewhere[location] += tensor.num_bytes
-            kinds["graph"] += entry.size_bytes - sum(tensor.num_bytes for tensor, location in found if not location)
+        if not entry.path.endswith((".onnx", ".gguf")) or entry.path.startswith("golden/"):
+            continue
+        path = artifact.folder / entry.path
+        is_graph = entry.path.endswith(".onnx")
+        found = _read_graph(path, is_language_model=artifact.kind == "genai") if is_graph else _read_gguf(path)
+        for tensor, location in found:
+            kinds[tensor.kind] += tensor.num_bytes
+            if location:
+                read_elsewhere[(PurePosixPath(entry.path).parent / location).as_posix()] += tensor.num_bytes
+        inside = sum(tensor.num_bytes for tensor, location in found if not location)
+        kinds["graph" if is_graph else "metadata and vocabulary"] += entry.size_bytes - inside
+        tensors += [tensor for tensor, _ in found]
     for entry in artifact.manifest.files:
-        if not entry.path.endswith(".onnx") or entry.path.startswith("golden/"):
+        if not entry.path.endswith((".onnx", ".gguf")) or entry.path.startswith("golden/"):
             kinds[_kind_of_file(entry.path)] += entry.size_bytes - read_elsewhere[entry.path]
     if broken := [kind for kind, num_bytes in kinds.items() if num_bytes < 0]:
         raise ArtifactError(f"{artifact.path}: its tensors claim more bytes than its files have ({broken[0]})")
@@ -156,95 +177,49 @@ def _kind_of_file(path: str) -> str:
     return "other files"
 
 
-def _read_tensors(path: Path) -> list[tuple[LargeTensor, str]]:
+def _read_gguf(path: Path) -> list[tuple[LargeTensor, str]]:
+    """List the tensors of a GGUF file, each under its part of the model and its type."""
+    return [
+        (
+            LargeTensor(
+                name=name,
+                kind=f"{part_of_gguf(name)}, {tensor.block_type.name}",
+                shape=tensor.shape[::-1],
+                num_bytes=tensor.size_bytes,
+            ),
+            "",
+        )
+        for name, tensor in read_gguf(path).tensors.items()
+    ]
+
+
+def _read_graph(path: Path, *, is_language_model: bool) -> list[tuple[LargeTensor, str]]:
     """List a model's tensors with their kinds; beside each, the file that holds its bytes if it is another one."""
-    read_onnx(path)  # refuses a damaged or hostile file with an error of its own
-    reader = _TensorReader(path)
-    view = memoryview(path.read_bytes())
-    reader.read_model(view)
-    embeddings, scales = reader.roles()
+    model = read_onnx_tensors(path)
+    embeddings, scales, bits = find_embeddings(model), find_scales(model), _packed_bits(model)
     found = []
-    for name, dtype, shape, num_bytes, location in reader.tensors:
-        if name in scales:
+    for one in model.tensors:
+        dtype = f"int{bits[one.name]}" if one.name in bits else _SHORT.get(one.dtype, one.dtype)
+        if one.name in scales:
             kind = "scales and zero points"
-        elif name in embeddings:
+        elif one.name in embeddings:
             kind = f"embeddings, {dtype}"
         elif dtype in ("int64", "int32", "bool", "string"):
             kind = "constants"
+        elif is_language_model:
+            kind = f"{part_of_onnx(one.name)}, {dtype}"
         else:
             kind = f"{dtype} weights"
-        found.append((LargeTensor(name=name, kind=kind, shape=shape, num_bytes=num_bytes), location))
+        large = LargeTensor(name=one.name, kind=kind, shape=one.shape, num_bytes=one.size_bytes)
+        found.append((large, one.location))
     return found
 
 
-class _TensorReader(_Reader):
-    """Notes every tensor with its type, shape and bytes, and who uses it."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.tensors: list[tuple[str, str, tuple[int, ...], int, str]] = []
-        self.nodes: list[tuple[str, list[str], list[str]]] = []
-
-    def read_tensor(self, view: memoryview) -> str:
-        """TensorProto: data are fields 4–7, 9–11."""
-        name, shape, element, num_bytes, is_external = "", list[int](), 0, 0, False
-        entries = dict[str, str]()
-        for number, value in self.fields(view):
-            match number:
-                case 1:
-                    shape += _dimensions(value)
-                case 2:
-                    element = _integer(value)
-                case 4 | 5 | 6 | 7 | 9 | 10 | 11:
-                    num_bytes += len(value) if isinstance(value, memoryview) else 8
-                case 8:
-                    name = _text(value)
-                case 13:
-                    key, text = self.read_entry(_message(value))
-                    entries[key] = text
-                case 14:
-                    is_external = value == 1
-        location = entries.get("location", "") if is_external else ""
-        num_bytes = int(entries.get("length") or 0) if is_external else num_bytes
-        dtype = DTYPES.get(element, str(element))
-        short = _SHORT.get(element, _SHORT.get(dtype, dtype))
-        self.tensors.append((name, short, tuple(shape), num_bytes, location))
-        return name
-
-    def read_node(self, view: memoryview, *, depth: int) -> None:
-        """NodeProto: its operator, inputs and outputs."""
-        super().read_node(view, depth=depth)
-        operator, inputs, outputs = "", list[str](), list[str]()
-        for number, value in self.fields(view):
-            match number:
-                case 1:
-                    inputs.append(_text(value))
-                case 2:
-                    outputs.append(_text(value))
-                case 4:
-                    operator = _text(value)
-        self.nodes.append((operator, inputs, outputs))
-
-    def roles(self) -> tuple[set[str], set[str]]:
-        """Names of the tensors that rows are gathered from, and of those that scale others."""
-        matrices = {name for name, _, shape, num_bytes, _ in self.tensors if len(shape) == 2 and num_bytes > 4096}
-        gathered = {inputs[0] for operator, inputs, _ in self.nodes if operator.startswith("Gather") and inputs}
-        behind = {
-            inputs[0]
-            for operator, inputs, outputs in self.nodes
-            if operator in _SCALED and inputs and gathered.intersection(outputs)
-        }
-        scales = {name for operator, inputs, _ in self.nodes if operator in _SCALED for name in inputs[1:] if name}
-        scales |= {name for name, *_ in self.tensors if name.endswith(("_scale", "_zero_point", "_scales"))}
-        return (gathered | behind) & matrices, scales
-
-
-def _dimensions(value: int | memoryview) -> Iterator[int]:
-    """One dimension, or several that are packed."""
-    if isinstance(value, int):
-        yield value
-        return
-    position = 0
-    while position < len(value):
-        number, position = _varint(value, position)
-        yield number
+def _packed_bits(model: OnnxTensors) -> dict[str, int]:
+    """Bits of the values that are packed into bytes, by the name of their tensor."""
+    places = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
+    return {
+        node.inputs[places[node.operator]]: node.integers.get("bits", 4)
+        for node in model.nodes
+        if node.operator in places and len(node.inputs) > 1
+    }

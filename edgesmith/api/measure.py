@@ -65,6 +65,10 @@ def eval(  # noqa: A001
     artifact: Path,
     *,
     data: Path,
+    against: Path | None = None,
+    num_windows: int | None = None,
+    window: int | None = None,
+    max_tokens: int | None = None,
     out: Path | None = None,
     task: str | None = None,
     columns: Mapping[str, str] | None = None,
@@ -74,8 +78,12 @@ def eval(  # noqa: A001
     """Measure a task's metrics on a file.
 
     Args:
-        artifact: What ships.
-        data: Held-out, labelled rows.
+        artifact: What ships; a language model's checkpoint too.
+        data: Held-out, labelled rows; of a language model see `eval_language`.
+        against: Of a language model: what its predictions are compared with.
+        num_windows: Of a language model: windows of text at most; 64 if left out.
+        window: Of a language model: tokens of a window; 512 if left out.
+        max_tokens: Of a language model: tokens of an answer; 64 if left out.
         out: Folder for the metrics and every prediction.
         task: Taken from the artifact if left out.
         columns: The task's column → the file's.
@@ -89,17 +97,29 @@ def eval(  # noqa: A001
         DataError: a row does not fit the task.
     """
     from bench.accuracy import Evaluation
+    from edgesmith.api.language import eval_language
     from edgesmith.artifact import open_artifact
+    from edgesmith.stages.engines import GENERATES
     from edgesmith.stages.evaluate import EvalStage
     from edgesmith.stages.rows import Rows
 
+    opened = open_artifact(artifact, kinds=("onnx", "checkpoint", *GENERATES))
+    of_language = {"num_windows": num_windows, "window": window, "max_tokens": max_tokens}
+    chosen = {name: value for name, value in of_language.items() if value is not None}
+    if opened.kind != "onnx":
+        return eval_language(
+            opened, data=data, against=against, out=out, columns=columns, threads=threads, progress=progress, **chosen
+        )
+    if against is not None or chosen:
+        flag = "against" if against is not None else next(iter(chosen)).replace("num_", "").replace("_", "-")
+        raise UsageError(f"--{flag} is for language models; {artifact} is a graph that is judged on labelled rows")
     stage = EvalStage(
-        artifact=open_artifact(artifact, kinds=("onnx",)),
+        artifact=opened,
         rows=Rows(path=data, columns=columns or {}),
         task=task,
         threads=threads,
     )
-    folder, evidence = _measure(stage, out, progress)
+    folder, evidence = measure_into(stage, out, progress)
     with folder:
         return Evaluation.load(evidence.path).summary()
 
@@ -109,7 +129,7 @@ def bench(
     *,
     against: Path | None = None,
     data: Path | None = None,
-    scenario: str = "single",
+    scenario: str | None = None,
     rate: float | None = None,
     batch_size: int | None = None,
     max_tokens: int = 64,
@@ -126,10 +146,10 @@ def bench(
     """Measure an artifact's speed under a scenario, or in turns with another artifact.
 
     Args:
-        artifact: What ships; for `generate` a checkpoint.
+        artifact: What ships; for `generate` a language model's artifact or checkpoint.
         against: Artifact to run in turns with; the scenario is then `single`.
         data: Rows to send; packaged sentences if left out.
-        scenario: `single`, `server`, `offline`, `generate` or `sweep`.
+        scenario: `single`, `server`, `offline`, `generate` or `sweep`; by the artifact's kind if left out.
         rate: Arrivals a second of `server`; half of what the artifact can answer if left out.
         batch_size: Of `offline`.
         max_tokens: Of an answer of `generate`.
@@ -149,18 +169,24 @@ def bench(
     Raises:
         UsageError: an unknown scenario, or an option that it does not have.
     """
-    _check_scenario(
-        scenario, against=against, rate=rate, batch_size=batch_size, num_requests=num_requests, length=length
-    )
     from edgesmith.artifact import open_artifact
     from edgesmith.evidence import Measured, measured_duets
+    from edgesmith.stages.engines import GENERATES
     from edgesmith.stages.rows import Rows
 
     if threads > (os.cpu_count() or threads):
         progress.note(f"{threads} threads on {os.cpu_count()} CPUs: they take turns, slower than fewer would be")
     if data is None:
         progress.note("timed with packaged English sentences; give --data for rows of your own")
-    opened = open_artifact(artifact, kinds=("checkpoint",) if scenario == "generate" else ("onnx",))
+    opened = open_artifact(artifact, kinds=("checkpoint", *GENERATES, "onnx"))
+    generates = opened.kind != "onnx"
+    scenario = scenario or ("generate" if generates else "single")
+    if generates != (scenario == "generate"):
+        fits = "generate" if generates else "single, server, offline or sweep"
+        raise UsageError(f"--scenario {scenario}: {artifact} is of kind {opened.kind!r}", mend=f"Use {fits}.")
+    _check_scenario(
+        scenario, against=against, rate=rate, batch_size=batch_size, num_requests=num_requests, length=length
+    )
     num = NUM_BATCHED if scenario == "offline" else NUM_TIMED
     stage: Stage
     rows = Rows(path=data, num=num if data else None, seed=seed, columns=columns or {})
@@ -171,7 +197,7 @@ def bench(
         stage = CompareStage(
             artifact=opened, baseline=baseline, rows=rows, task=task, threads=threads, length=length, seconds=seconds
         )
-        folder, evidence = _measure(stage, out, progress)
+        folder, evidence = measure_into(stage, out, progress)
         with folder:
             return {"comparison": measured_duets([evidence])[0].summary()}
     match scenario:
@@ -182,6 +208,7 @@ def bench(
                 artifact=opened,
                 rows=rows,
                 threads=threads,
+                length=length,
                 max_tokens=max_tokens,
                 num_requests=num_requests,
                 seconds=seconds,
@@ -205,7 +232,7 @@ def bench(
                 rate=rate,
                 batch_size=batch_size,
             )
-    folder, evidence = _measure(stage, out, progress)
+    folder, evidence = measure_into(stage, out, progress)
     with folder:
         return Measured.of(opened.digest, [evidence]).summary()
 
@@ -232,7 +259,7 @@ def _check_scenario(scenario: str, **given: object) -> None:
             )
 
 
-def _measure(stage: Stage, out: Path | None, progress: Progress) -> tuple[Any, Artifact]:
+def measure_into(stage: Stage, out: Path | None, progress: Progress) -> tuple[Any, Artifact]:
     """Run a measuring stage into `out`, or into a folder that goes when its context is left."""
     from contextlib import nullcontext
     from tempfile import TemporaryDirectory

@@ -53,7 +53,7 @@ def merge(
     from edgesmith.stages.base import make_into
     from edgesmith.stages.merge import MergeStage, prove_merge
 
-    adapters = tuple(_weighted(one) for one in adapter)
+    adapters = tuple(weighted(one) for one in adapter)
     rows = proof_rows(data, seed=seed, columns=columns, progress=progress)
     opened = open_artifact(base, kinds=("checkpoint",))
     stage = MergeStage(base=opened, adapters=adapters, dequantize=dequantize)
@@ -66,7 +66,6 @@ def export(
     checkpoint: Path,
     *,
     out: Path,
-    format: str = "onnx",  # noqa: A002
     task: str | None = None,
     data: Path | None = None,
     optimize_for: str = "onnxruntime-cpu",
@@ -76,12 +75,11 @@ def export(
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> tuple[Artifact, Verification]:
-    """Export a checkpoint; nothing appears at `out` unless its outputs equal the checkpoint's.
+    """Export a checkpoint to ONNX; nothing appears at `out` unless its outputs equal the checkpoint's.
 
     Args:
         checkpoint: Hugging Face folder or checkpoint artifact.
         out: Folder to write.
-        format: `onnx`.
         task: Guessed from config.json if left out.
         data: Rows to verify on; packaged sentences if left out.
         optimize_for: `onnxruntime-cpu` or `portable`.
@@ -102,8 +100,6 @@ def export(
     from edgesmith.stages.export import ExportStage
     from edgesmith.stages.verify import verify_artifact
 
-    if format != "onnx":
-        raise UsageError(f"--format {format}: unknown; this version exports onnx")
     if optimize_for not in get_args(OptimizeFor):
         raise UsageError(f"--optimize-for {optimize_for}: unknown; use {' or '.join(get_args(OptimizeFor))}")
     reference = open_artifact(checkpoint, kinds=("checkpoint",))
@@ -184,7 +180,7 @@ def quantize(
     return make_into(stage, out, lambda made: verify_artifact(made, reference, rows=rows, progress=progress), progress)
 
 
-def _weighted(given: str | Path) -> tuple[Path, float]:
+def weighted(given: str | Path) -> tuple[Path, float]:
     """Split `folder:weight`; a path that exists is never split."""
     text = os.fspath(given)
     path, colon, weight = text.rpartition(":")

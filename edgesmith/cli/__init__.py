@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from edgesmith.cli import judge, load, look, measure, recipes, steps
+from edgesmith.cli import judge, language, load, look, measure, recipes, steps
 from edgesmith.errors import EdgesmithError, UsageError
 
 __all__ = ["app", "main"]
@@ -89,6 +89,7 @@ _PANELS: Mapping[str, Mapping[Callable[..., None], str]] = {
         steps.merge: "edgesmith merge --base MiniLM --adapter lora-news -o merged --data test.jsonl",
         steps.export: "edgesmith export merged --format onnx -o fp32 --data test.jsonl",
         steps.quantize: "edgesmith quantize fp32 --method dynamic-int8 --against merged --data test.jsonl -o int8",
+        language.imatrix: "edgesmith imatrix merged --data train.txt -o imatrix.gguf",
     },
     "Measure": {
         measure.verify: "edgesmith verify int8 --against merged --data test.jsonl",
@@ -101,6 +102,7 @@ _PANELS: Mapping[str, Mapping[Callable[..., None], str]] = {
         judge.report: "edgesmith report release",
     },
     "Look and check": {
+        language.generate: 'edgesmith generate release/phone "Call me" --max-tokens 32',
         look.predict: 'edgesmith predict release/server "Shares fell after the bank cut its forecast."',
         look.inspect: "edgesmith inspect release/server",
         look.check: "edgesmith check release/server",

@@ -44,7 +44,27 @@ def verify(
 
 def eval_command(
     artifact: ArtifactPath,
-    data: Annotated[Path, typer.Option("--data", metavar="FILE", help="Held-out rows: JSONL, CSV or TSV.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data",
+            metavar="FILE",
+            help="Held-out rows: JSONL, CSV or TSV. Of a language model a text, or rows with prompt and reference.",
+        ),
+    ],
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="CHECKPOINT", help="Language model: compare predictions with a checkpoint or artifact."),
+    ] = None,
+    windows: Annotated[
+        int | None, typer.Option(min=2, help="Language model: windows of text at most. [default: 64]")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(min=16, help="Language model: tokens of a window. [default: 512]")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Language model: tokens of an answer. [default: 64]")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Save metrics and per-example predictions here.")
     ] = None,
@@ -56,14 +76,19 @@ def eval_command(
     """Measure the task's metrics; every single prediction is saved, so that artifacts can be compared in pairs."""
     from edgesmith import api, console
 
+    progress = console.ConsoleProgress()
     result = api.eval(
         artifact,
         data=data,
+        against=against,
+        num_windows=windows,
+        window=window,
+        max_tokens=max_tokens,
         out=out,
         task=task,
         columns=pairs(columns),
         threads=threads,
-        progress=console.ConsoleProgress(),
+        progress=progress,
     )
     show_facts(result, json)
 
@@ -75,12 +100,13 @@ def bench(
         typer.Option(metavar="OTHER", help="Artifact or release to run in turns with, in one run; gives the ratio."),
     ] = None,
     scenario: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="single: one request after another. server: requests arrive at random, open loop. offline: batches. "
-            "generate: a language model's tokens. sweep: a grid of batch sizes and lengths."
+            "generate: a language model's tokens. sweep: a grid of batch sizes and lengths. "
+            "[default: single, or generate for a language model]"
         ),
-    ] = "single",
+    ] = None,
     rate: Annotated[
         float | None, typer.Option(min=0, help="server: arrivals a second. [default: half of the capacity]")
     ] = None,
@@ -89,7 +115,7 @@ def bench(
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Time to measure for, roughly.")] = None,
     requests: Annotated[int | None, typer.Option(min=1, help="Timed requests, instead of --seconds.")] = None,
     length: Annotated[
-        int | None, typer.Option(min=2, help="Tokens of every request. [default: each row's own]")
+        int | None, typer.Option(min=2, help="Tokens of every request or prompt. [default: each row's own]")
     ] = None,
     data: DataFile = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Save the raw samples here.")] = None,

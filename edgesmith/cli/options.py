@@ -37,7 +37,9 @@ StoreRoot = Annotated[
 ]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of the engine.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of every random choice.")]
-ArtifactPath = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Artifact folder, or a bare .onnx file.")]
+ArtifactPath = Annotated[
+    Path, typer.Argument(metavar="ARTIFACT", help="Artifact folder, or a bare .onnx or .gguf file.")
+]
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe in YAML.")]
 Settings = Annotated[
     list[str] | None,
@@ -46,7 +48,10 @@ Settings = Annotated[
 TaskName = Annotated[
     str | None, typer.Option("--task", help="Task, such as text-classification; guessed from config.json if left out.")
 ]
-DataFile = Annotated[Path | None, typer.Option("--data", metavar="FILE", help="Real rows: JSONL, CSV or TSV.")]
+DataFile = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="FILE", help="Real rows: JSONL, CSV or TSV; a text file for language models."),
+]
 Columns = Annotated[
     list[str] | None,
     typer.Option("--column", metavar="NAME=COLUMN", help="The file's column for one of the task's, `text=body`."),
@@ -89,8 +94,8 @@ def headers(given: list[str] | None) -> dict[str, str]:
     return found
 
 
-def pairs(given: list[str] | None) -> dict[str, str]:
-    """Read `NAME=COLUMN` options.
+def pairs(given: list[str] | None, *, option: str = "--column", example: str = "text=body") -> dict[str, str]:
+    """Read `NAME=VALUE` options.
 
     Raises:
         UsageError: one looks otherwise.
@@ -99,6 +104,6 @@ def pairs(given: list[str] | None) -> dict[str, str]:
     for text in given or []:
         name, sign, value = text.partition("=")
         if not (name.strip() and sign and value.strip()):
-            raise UsageError(f"--column {text}: must look like text=body")
+            raise UsageError(f"{option} {text}: must look like {example}")
         found[name.strip()] = value.strip()
     return found

@@ -14,7 +14,10 @@ from edgesmith.data import sample_rows
 from edgesmith.errors import DataError
 from edgesmith.progress import Progress
 from edgesmith.stages.base import Stage
+from edgesmith.stages.bench import PEAKS
+from edgesmith.stages.engines import GENERATES, open_generator
 from edgesmith.stages.rows import Rows
+from edgesmith.store import default_store_root
 from edgesmith.tasks.base import sample_texts
 
 __all__ = ["GenerateStage"]
@@ -22,16 +25,20 @@ __all__ = ["GenerateStage"]
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateStage(Stage):
-    """Time the answers of a checkpoint, run by torch."""
+    """Time the answers of an artifact, through the runtime that ships; a checkpoint's by torch."""
 
     step: ClassVar[str] = "bench"
-    libraries: ClassVar[tuple[str, ...]] = ("numpy", "tokenizers", "torch", "transformers")
+    libraries: ClassVar[tuple[str, ...]] = (
+        "llama-cpp-python", "numpy", "onnxruntime-genai", "tokenizers", "torch", "transformers",
+    )  # fmt: skip
     is_timed: ClassVar[bool] = True
 
     artifact: Artifact
     rows: Rows
     """Their column `prompt` is continued, or `text` where there is none."""
     threads: int = 1
+    length: int | None = None
+    """Cut prompts of so many tokens from the rows; each row is a prompt when None."""
     max_tokens: int = 64
     num_requests: int | None = None
     seconds: float | None = None
@@ -39,7 +46,7 @@ class GenerateStage(Stage):
     @property
     def options(self) -> dict[str, JsonValue]:
         """What decides the result."""
-        names = ("threads", "max_tokens", "num_requests", "seconds")
+        names = ("threads", "length", "max_tokens", "num_requests", "seconds")
         return {**self.rows.options, "scenario": "generate", **{name: getattr(self, name) for name in names}}
 
     @property
@@ -49,27 +56,33 @@ class GenerateStage(Stage):
 
     def make(self, folder: Path, progress: Progress) -> Artifact:
         """Write `generation.json` and the moment of every chunk."""
+        from bench.machine.generation_limits import measure_generation_limits
+        from bench.machine.peaks import measure_peaks
         from bench.scenarios.generate import GenerationOptions, measure_generation
-        from export.reference_generation import TorchGenerationEngine
+        from bench.scenarios.start import measure_start
 
         options = GenerationOptions(
             max_tokens=self.max_tokens,
+            prompt_tokens=self.length,
+            is_fixed_length=self.length is not None,
             seconds=self.seconds or GenerationOptions.seconds,
-            min_requests=self.num_requests or GenerationOptions.min_requests,
+            min_requests=self.num_requests or (1 if self.seconds else GenerationOptions.min_requests),
             max_requests=self.num_requests or GenerationOptions.max_requests,
         )
-        engine = TorchGenerationEngine(self.artifact.folder, threads=self.threads)
-        try:
-            measure_generation(
+        with open_generator(self.artifact, self.threads) as engine:
+            generation = measure_generation(
                 engine,
                 self._prompts(),
                 options=options,
                 artifact_digest=self.artifact.digest,
                 threads=self.threads,
                 progress=progress,
-            ).save(folder)
-        finally:
-            engine.close()
+            )
+        generation.save(folder)
+        if self.artifact.kind in GENERATES:
+            measure_start(self.artifact.path, threads=self.threads).save(folder)
+            peaks = measure_peaks(threads=self.threads, cache=default_store_root() / PEAKS, progress=progress)
+            measure_generation_limits(self.artifact, generation, peaks).save(folder)
         return self.seal(folder)
 
     def _prompts(self) -> list[str]:

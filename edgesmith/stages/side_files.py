@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from edgesmith.artifact import SIDE_FILES, Signature, open_artifact
+from edgesmith.artifact import SIDE_FILES, Artifact, Kind, Manifest, Signature, open_artifact
 from edgesmith.files import atomic_write, storage_errors
-from edgesmith.tasks import Example, Task, load_task
+from edgesmith.tasks import TEXT_GENERATION, Example, Task, load_task
 
-__all__ = ["MODEL_FILE", "carry_files", "close_graph"]
+__all__ = ["MODEL_FILE", "carry_files", "close_generator", "close_graph"]
 
 MODEL_FILE = "model.onnx"
 _NUM_GOLDEN = 4
@@ -65,3 +65,23 @@ def close_graph(folder: Path, *, task: Task, examples: Sequence[Example], precis
         texts=[(one.text, one.text_pair) if one.text_pair is not None else one.text for one in chosen],
     )
     return signature
+
+
+def close_generator(model: Path, folder: Path, kind: Kind) -> None:
+    """Finish the folder of a model that writes text: `task.json`, and a golden answer by the model itself.
+
+    Args:
+        model: What the engine opens: a file in the folder, or the folder.
+        folder: Is written to.
+        kind: Decides the engine.
+    """
+    from serve.runtime import open_generation_engine
+    from serve.runtime.golden_generation import write_golden_generation
+
+    atomic_write(folder / "task.json", json.dumps({"task": TEXT_GENERATION}, indent=1) + "\n")
+    just_made = Artifact(path=model, manifest=Manifest(kind=kind, step="found", files=()))  # not hashed before its end
+    engine = open_generation_engine(just_made)
+    try:
+        write_golden_generation(folder, engine)
+    finally:
+        engine.close()

@@ -16,6 +16,7 @@ from edgesmith.tasks.text_task import TextTask
 
 __all__ = [
     "TASKS",
+    "TEXT_GENERATION",
     "Example",
     "FeatureExtraction",
     "Metric",
@@ -34,7 +35,9 @@ TASKS: Mapping[str, type[Task]] = {
     "text-classification": TextClassification,
     "feature-extraction": FeatureExtraction,
 }
-"""Name → class."""
+"""Name → class, of the tasks whose rows are answered by one run of a graph."""
+TEXT_GENERATION = "text-generation"
+"""The task of language models, which are measured on texts and not row by row."""
 
 
 def get_task(name: str) -> type[Task]:
@@ -42,9 +45,15 @@ def get_task(name: str) -> type[Task]:
 
     Raises:
         UsageError: There is none; the message names the nearest.
+        UnsupportedError: It is a language model's.
     """
+    if name == TEXT_GENERATION:
+        raise UnsupportedError(
+            "a language model is not run row by row through a graph",
+            mend="Make it into a format that generates: edgesmith export CHECKPOINT --format gguf -o OUT",
+        )
     if name not in TASKS:
-        known = ", ".join(TASKS)
+        known = ", ".join([*TASKS, TEXT_GENERATION])
         raise UsageError(
             f"there is no task {name!r}", mend=f"Did you mean {nearest(name, TASKS)!r}? Known are {known}."
         )
@@ -64,10 +73,14 @@ def guess_task(config: Mapping[str, Any]) -> str:
     architecture = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
     if architecture.endswith("ForSequenceClassification"):
         return TextClassification.name
+    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return TEXT_GENERATION
     if architecture.endswith("Model"):
         return FeatureExtraction.name
     what = f"the architecture {architecture}" if architecture else "a config.json without architectures"
-    raise UnsupportedError(f"{what} fits no task; known are {', '.join(TASKS)}", mend="Name the task: --task NAME.")
+    raise UnsupportedError(
+        f"{what} fits no task; known are {', '.join([*TASKS, TEXT_GENERATION])}", mend="Name the task: --task NAME."
+    )
 
 
 def load_task(
@@ -87,7 +100,7 @@ def load_task(
 
     Raises:
         ArtifactError: A file is missing or damaged.
-        UnsupportedError: No task handles this model.
+        UnsupportedError: No task handles this model, or it is a language model.
         UsageError: There is no task of that name.
     """
     if name is None:

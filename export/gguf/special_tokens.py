@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from edgesmith.errors import CheckpointError, UnsupportedError
+from edgesmith.errors import ArtifactError, CheckpointError, UnsupportedError
 from edgesmith.files import storage_errors
 from export.gguf.metadata import Metadata
 from export.gguf.model_config import ModelConfig
 from export.gguf.tokenizer_file import TokenizerFile
+from serve.runtime.chat_template import MAX_TEMPLATE_BYTES, check_template
 
-__all__ = ["chat_templates", "generation_defaults", "special_tokens"]
+__all__ = ["chat_templates", "generation_defaults", "read_templates", "special_tokens"]
 
 # Role in a tokenizer's settings → key, whose spelling is the format's.
 _ROLES: Mapping[str, str] = {
@@ -23,7 +24,6 @@ _ROLES: Mapping[str, str] = {
     "mask": "mask_token_id",
 }
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
-_TEMPLATE_LIMIT_BYTES = 1 << 20
 # Setting of generation_config.json → key.
 _SAMPLING: Mapping[str, str] = {
     "temperature": "temp",
@@ -106,7 +106,32 @@ def chat_templates(file: TokenizerFile) -> Metadata:
     """The chat template, and others by their names.
 
     Raises:
-        CheckpointError: a template is no text, or longer than 1 MiB.
+        CheckpointError: a template is no text, too long, damaged, or tries to escape its sandbox.
+    """
+    templates = read_templates(file)
+    for name, template in templates.items():
+        try:
+            check_template(template)
+        except ArtifactError as error:
+            raise CheckpointError(
+                f"{file.folder}: {name}: {error.message}",
+                mend="Repair the chat template, or take the tokenizer of a source that you trust.",
+            ) from error
+    settings: Metadata = {}
+    others = sorted(name for name in templates if name != "default")
+    if others:
+        settings["tokenizer.chat_templates"] = others
+        settings |= {f"tokenizer.chat_template.{name}": templates[name] for name in others}
+    if templates.get("default"):
+        settings["tokenizer.chat_template"] = templates["default"]
+    return settings
+
+
+def read_templates(file: TokenizerFile) -> dict[str, str]:
+    """Read the chat templates of a checkpoint by their names, `default` first, without judging them.
+
+    Raises:
+        CheckpointError: a template is no text, or too long.
     """
     stored = file.settings.get("chat_template")
     templates: dict[str, Any] = {}
@@ -119,21 +144,16 @@ def chat_templates(file: TokenizerFile) -> Metadata:
     for name, path in paths.items():
         if path.is_file():
             with storage_errors(path):
-                templates[name] = path.read_bytes()[: _TEMPLATE_LIMIT_BYTES + 1].decode("utf-8", errors="replace")
+                templates[name] = path.read_bytes()[: MAX_TEMPLATE_BYTES + 1].decode("utf-8", errors="replace")
     for name, template in templates.items():
-        if not isinstance(template, str) or len(template.encode()) > _TEMPLATE_LIMIT_BYTES or not name.isidentifier():
+        if not isinstance(template, str) or len(template.encode()) > MAX_TEMPLATE_BYTES or not name.isidentifier():
             raise CheckpointError(
-                f"{file.folder}: the chat template {name!r} is no text of at most {_TEMPLATE_LIMIT_BYTES} bytes",
+                f"{file.folder}: the chat template {name!r} is no text of at most {MAX_TEMPLATE_BYTES:,} bytes",
                 mend="Get the tokenizer again from the model's source.",
             )
-    settings: Metadata = {}
-    others = sorted(name for name in templates if name != "default")
-    if others:
-        settings["tokenizer.chat_templates"] = others
-        settings |= {f"tokenizer.chat_template.{name}": templates[name] for name in others}
-    if templates.get("default"):
-        settings["tokenizer.chat_template"] = templates["default"]
-    return settings
+    return {
+        name: templates[name] for name in sorted(templates, key=lambda one: (one != "default", one)) if templates[name]
+    }
 
 
 def generation_defaults(file: TokenizerFile) -> Metadata:

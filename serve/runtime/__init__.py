@@ -10,14 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol, cast
 
 from numpy.typing import NDArray
 
 from edgesmith.artifact import Artifact, Signature
 from edgesmith.errors import MissingExtraError, UnsupportedError, UsageError
+from serve.runtime.cores import choose_threads
+from serve.runtime.generation import GenerationEngine
 
-__all__ = ["Engine", "EngineOptions", "open_engine"]
+__all__ = ["Engine", "EngineOptions", "choose_threads", "open_engine", "open_generation_engine"]
 
 
 class Engine(Protocol):
@@ -58,20 +61,33 @@ class EngineOptions:
             time. None traces nothing.
         packs_weights: Lay weights out for the processor when the model is opened. Without, a trace shows the
             shapes of the weights, and runs are slower.
+        adapters: LoRA adapters beside a language model, as files of its runtime's format, each with its scale.
+        num_context: The most tokens of a text that memory is kept for, by an engine that generates. None takes
+            what the model was trained with, within reason.
+        num_batch: Tokens of a prompt that are read at a time. None leaves it to the engine.
     """
 
     threads: int = 1
     profile_to: Path | None = None
     packs_weights: bool = True
+    adapters: tuple[tuple[Path, float], ...] = ()
+    num_context: int | None = None
+    num_batch: int | None = None
 
     def __post_init__(self) -> None:
-        if self.threads < 1:
-            raise UsageError(f"threads is {self.threads}; it must be at least 1")
+        for name in ("threads", "num_context", "num_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}; it must be at least 1")
 
 
 # Kind of artifact → module with a function `open_engine(artifact, options)`, and the extra that installs it.
 _ENGINES: Mapping[str, tuple[str, str]] = {
     "onnx": ("serve.runtime.onnx_engine", "serve"),
+}
+_GENERATION_ENGINES: Mapping[str, tuple[str, str]] = {
+    "gguf": ("serve.runtime.gguf_engine", "gguf"),
+    "genai": ("serve.runtime.genai_engine", "genai"),
 }
 
 
@@ -94,12 +110,40 @@ def open_engine(artifact: Artifact, options: EngineOptions | None = None) -> Eng
             if artifact.kind == "checkpoint"
             else "",
         )
-    module_name, extra = _ENGINES[artifact.kind]
+    module = _import_engine(artifact, *_ENGINES[artifact.kind])
+    return cast(Engine, module.open_engine(artifact, options or EngineOptions()))
+
+
+def open_generation_engine(artifact: Artifact, options: EngineOptions | None = None) -> GenerationEngine:
+    """Open an artifact that generates text with the engine of its kind.
+
+    Args:
+        artifact: From `edgesmith.artifact.open_artifact`, which has checked its files' hashes.
+        options: By default as many threads as `choose_threads` says.
+
+    Raises:
+        ArtifactError: The model is damaged, hostile, or not what its manifest says.
+        MissingExtraError: The engine's library is not installed.
+        UnsupportedError: No engine generates with this kind.
+    """
+    if artifact.kind not in _GENERATION_ENGINES:
+        raise UnsupportedError(
+            f"{artifact.path}: no engine generates text with an artifact of kind {artifact.kind!r}; known are "
+            f"{', '.join(_GENERATION_ENGINES)}",
+            mend="Export it first: edgesmith export CHECKPOINT --format gguf -o OUT"
+            if artifact.kind == "checkpoint"
+            else "",
+        )
+    module = _import_engine(artifact, *_GENERATION_ENGINES[artifact.kind])
+    chosen = options or EngineOptions(threads=choose_threads())
+    return cast(GenerationEngine, module.open_engine(artifact, chosen))
+
+
+def _import_engine(artifact: Artifact, module_name: str, extra: str) -> ModuleType:
     try:
-        module = import_module(module_name)
+        return import_module(module_name)
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"the library `{error.name}` is not installed; it runs artifacts of kind {artifact.kind!r}",
             mend=f"Install it: pip install 'edgesmith[{extra}]'",
         ) from error
-    return cast(Engine, module.open_engine(artifact, options or EngineOptions()))

@@ -13,6 +13,7 @@ import mmap
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -132,6 +133,22 @@ def read_gguf(path: Path) -> GgufFile:
                 ) from error
 
 
+def _check_templates(metadata: Mapping[str, Value]) -> None:
+    """Refuse hostile chat templates. Without Jinja nothing here could render them, nor is llama-cpp-python there."""
+    templates = [value for key, value in metadata.items() if key.startswith("tokenizer.chat_template.")]
+    templates.append(metadata.get("tokenizer.chat_template", ""))
+    if find_spec("jinja2") is None:
+        return
+    from serve.runtime.chat_template import check_template
+
+    for template in templates:
+        if isinstance(template, str) and template:
+            try:
+                check_template(template)
+            except ArtifactError as error:
+                raise _FormatError(error.message) from error
+
+
 class _FormatError(Exception):
     """The bytes do not follow the format."""
 
@@ -161,6 +178,7 @@ class _Reader:
         parts = found.metadata.get("split.count")
         if isinstance(parts, int) and parts > 1:
             raise UnsupportedError(f"{self.path}: is one of {parts} parts", mend="Join them into one file first.")
+        _check_templates(found.metadata)
         infos = [self.tensor_info() for _ in range(num_tensors)]
         self.place(found, infos)
         return found

@@ -5,19 +5,38 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgesmith.errors import ArtifactError, MissingExtraError, UsageError
+from serve.runtime.generation import check_tokens
 from serve.runtime.gguf_file import read_gguf
 
-__all__ = ["LlamaContext", "LlamaModel", "load_library"]
+__all__ = ["LlamaContext", "LlamaModel", "LlamaPooling", "last_error", "library_name", "load_library", "set_adapters"]
 
+LlamaPooling = Literal["none", "mean", "cls", "last"]
+_POOLINGS: Mapping[LlamaPooling, int] = {"none": 0, "mean": 1, "cls": 2, "last": 3}
+
+_ENCODERS = frozenset(
+    {
+        "bert",
+        "modern-bert",
+        "nomic-bert",
+        "nomic-bert-moe",
+        "jina-bert-v2",
+        "jina-bert-v3",
+        "neo-bert",
+        "eurobert",
+        "t5",
+        "t5encoder",
+        "gemma-embedding",
+    }
+)
 _ERROR_LEVEL = 4  # of ggml_log_level
 _ERRORS: deque[str] = deque(maxlen=8)
 
@@ -51,7 +70,18 @@ def _keep_errors(library: Any) -> Any:
     return library.llama_log_callback(keep)
 
 
-def _last_error() -> str:
+def library_name() -> str:
+    """The runtime and its version.
+
+    Raises:
+        MissingExtraError: llama-cpp-python is not installed.
+    """
+    library = load_library()
+    version = library.llama_version().decode() if hasattr(library, "llama_version") else "of unknown version"
+    return f"llama.cpp {version} of llama-cpp-python {library.__version__} (CPU)"
+
+
+def last_error() -> str:
     """What the library complained of, without the names of its functions; forgotten afterwards."""
     lines = [line.partition(": ")[2] or line for line in _ERRORS]
     _ERRORS.clear()
@@ -82,11 +112,12 @@ class LlamaModel:
         self.handle = self._library.llama_model_load_from_file(str(path).encode(), settings)
         if not self.handle:
             raise ArtifactError(
-                f"{path}: llama.cpp cannot open it as {self.file.architecture!r}: {_last_error()}",
+                f"{path}: llama.cpp cannot open it as {self.file.architecture!r}: {last_error()}",
                 mend="Convert it again, or use a llama.cpp that knows this architecture and tokenizer.",
             )
         self._vocabulary = self._library.llama_model_get_vocab(self.handle)
         self._buffer = (self._library.llama_token * 4096)()
+        self._pieces: dict[int, bytes] = {}
 
     @property
     def num_tokens(self) -> int:
@@ -94,9 +125,44 @@ class LlamaModel:
         return int(self._library.llama_vocab_n_tokens(self._vocabulary))
 
     @property
+    def trained_length(self) -> int:
+        """The most tokens of one text; positions above it are untrained, or not there at all."""
+        return int(self._library.llama_model_n_ctx_train(self.handle))
+
+    @property
+    def generates(self) -> bool:
+        """Whether it is a decoder alone, with a head of logits."""
+        has_encoder = bool(self._library.llama_model_has_encoder(self.handle))
+        is_causal = self.file.setting("attention.causal") is not False
+        return is_causal and not has_encoder and self.file.architecture not in _ENCODERS
+
+    @property
     def width(self) -> int:
         """Length of one hidden state."""
         return int(self._library.llama_model_n_embd(self.handle))
+
+    @property
+    def pooling(self) -> LlamaPooling | None:
+        """How the file makes one vector of many; None where it does not say."""
+        number = self.file.setting("pooling_type")
+        return next((name for name, value in _POOLINGS.items() if value == number), None)
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token, which may be part of a character; none for a special one."""
+        known = self._pieces.get(token)
+        if known is None:
+            room = ctypes.create_string_buffer(256)
+            count = self._library.llama_token_to_piece(self._vocabulary, token, room, len(room), 0, False)
+            if count < 0:
+                room = ctypes.create_string_buffer(-count)
+                count = self._library.llama_token_to_piece(self._vocabulary, token, room, len(room), 0, False)
+            known = self._pieces[token] = room.raw[: max(count, 0)]
+        return known
+
+    @property
+    def vocabulary(self) -> Any:
+        """The library's handle of it."""
+        return self._vocabulary
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """Split a text; special tokens that it spells out are recognized.
@@ -134,55 +200,85 @@ class LlamaModel:
         self.close()
 
 
+def set_adapters(library: Any, context: Any, adapters: Sequence[tuple[Any, float]]) -> None:
+    """Add scaled adapters to the weights that a context computes with, instead of those before.
+
+    Raises:
+        ArtifactError: llama.cpp does not take them.
+    """
+    handles = (library.llama_adapter_lora_p_ctypes * len(adapters))(
+        *(ctypes.cast(handle, library.llama_adapter_lora_p_ctypes) for handle, _ in adapters)
+    )
+    scales = (ctypes.c_float * len(adapters))(*(scale for _, scale in adapters))
+    if (code := library.llama_set_adapters_lora(context, handles, len(adapters), scales)) != 0:
+        raise ArtifactError(f"llama.cpp cannot set {len(adapters)} adapters: code {code}")
+
+
 class LlamaContext:
-    """Room for one text on a model.
+    """Room for one text on a model, computed as exactly as the runtime can.
 
     Args:
         model: Not vocabulary alone; it must stay open.
         num_tokens: Longest text.
         threads: For one step.
-        states: Give the hidden states of all tokens instead of logits.
+        states: Give the hidden states of all tokens instead of logits, or with a pooling one vector a text.
+        pooling: Of states.
 
     Raises:
         ArtifactError: llama.cpp cannot make the context.
     """
 
-    def __init__(self, model: LlamaModel, *, num_tokens: int, threads: int = 1, states: bool = False) -> None:
+    def __init__(
+        self,
+        model: LlamaModel,
+        *,
+        num_tokens: int,
+        threads: int = 1,
+        states: bool = False,
+        pooling: LlamaPooling = "none",
+    ) -> None:
         self._library = load_library()
         self._model = model
         self._states = states
+        self._pooling = pooling
+        self.num_tokens = num_tokens
         settings = self._library.llama_context_default_params()
         settings.n_ctx = settings.n_batch = settings.n_ubatch = num_tokens
         settings.n_threads = settings.n_threads_batch = threads
         settings.embeddings = states
-        settings.pooling_type = self._library.LLAMA_POOLING_TYPE_NONE if states else settings.pooling_type
+        settings.pooling_type = _POOLINGS[pooling] if states else settings.pooling_type
         # Keys and values as wide as they can be, and attention without approximation.
         settings.type_k = settings.type_v = self._library.GGML_TYPE_F32
         settings.flash_attn_type = self._library.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.handle = self._library.llama_init_from_model(model.handle, settings)
         if not self.handle:
-            raise ArtifactError(f"{model.path}: llama.cpp cannot make a context of {num_tokens} tokens")
+            raise ArtifactError(f"{model.path}: llama.cpp cannot make a context of {num_tokens} tokens: {last_error()}")
 
-    def run(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+    def run(self, tokens: Sequence[int], *, first: int = 0) -> NDArray[np.float32]:
         """Read a text in one step, forgetting what was read before.
 
         Args:
             tokens: Numbers of tokens, at most as many as the context holds.
+            first: Rows are given from this position on; with a pooling it must be 0.
 
         Returns:
-            Logits (or hidden states) of all positions, float32 of shape [tokens, vocabulary (or width)].
+            Logits (or hidden states), float32 of shape [tokens - first, vocabulary (or width)]; with a pooling one
+            vector of shape [width].
 
         Raises:
+            UsageError: there are no tokens, too many, or such as the vocabulary does not have.
             ArtifactError: llama.cpp fails on it.
         """
         length = len(tokens)
+        # The library aborts the process on some of these.
+        check_tokens(tokens, first=first, num_vocabulary=self._model.num_tokens, context_length=self.num_tokens)
         batch = self._library.llama_batch_init(length, 0, 1)
         try:
             batch.n_tokens = length
             for index, token in enumerate(tokens):
                 batch.token[index], batch.pos[index] = token, index
                 batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
-                batch.logits[index] = 1
+                batch.logits[index] = index >= first
             memory = self._library.llama_get_memory(self.handle)
             if memory:
                 self._library.llama_memory_clear(memory, True)
@@ -190,15 +286,28 @@ class LlamaContext:
                 raise ArtifactError(f"{self._model.path}: llama.cpp fails on {length} tokens with code {code}")
         finally:
             self._library.llama_batch_free(batch)
-        return self._collect(length)
+        return self._collect(first, length)
 
-    def _collect(self, length: int) -> NDArray[np.float32]:
+    def set_adapters(self, adapters: Sequence[tuple[Any, float]]) -> None:
+        """Add scaled adapters of the model to its weights, instead of those before.
+
+        Raises:
+            ArtifactError: llama.cpp does not take them.
+        """
+        set_adapters(self._library, self.handle, adapters)
+
+    def _collect(self, first: int, length: int) -> NDArray[np.float32]:
+        width = self._model.width
+        if self._states and self._pooling != "none":
+            vector = self._library.llama_get_embeddings_seq(self.handle, 0)
+            return np.ctypeslib.as_array(vector, (width,)).astype(np.float32, copy=True)
         if self._states:
-            rows = [self._library.llama_get_embeddings_ith(self.handle, index) for index in range(length)]
-            width = self._model.width
+            rows = [self._library.llama_get_embeddings_ith(self.handle, index) for index in range(first, length)]
             return np.stack([np.ctypeslib.as_array(row, (width,)) for row in rows]).astype(np.float32)
         values = self._library.llama_get_logits(self.handle)
-        return np.ctypeslib.as_array(values, (length, self._model.num_tokens)).astype(np.float32, copy=True)
+        if not values:
+            raise ArtifactError(f"{self._model.path}: gives no logits", mend="Its states can be had, but no text.")
+        return np.ctypeslib.as_array(values, (length - first, self._model.num_tokens)).astype(np.float32, copy=True)
 
     def close(self) -> None:
         """Free the context. Closing twice is harmless."""

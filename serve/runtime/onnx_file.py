@@ -1,32 +1,27 @@
 """What an `.onnx` file says of itself, read from its bytes before any native code sees it.
 
-A small reader of the protobuf wire format: it walks the messages it needs and skips the rest, so a hostile
-file meets bounds checks of ours first. Field numbers are those of onnx.proto.
+A small reader walks the messages it needs and skips the rest, so a hostile file meets bounds checks of ours
+first. Field numbers are those of onnx.proto.
 
-Source: https://protobuf.dev/programming-guides/encoding/ and
-https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 """
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgesmith.artifact import Signature, TensorSpec
 from edgesmith.errors import ArtifactError, UnsupportedError
 from edgesmith.files import storage_errors
+from serve.runtime.protobuf_wire import WireError, WireReader, as_integer, as_message, as_text
 
-__all__ = ["ExternalData", "OnnxFile", "read_onnx"]
+__all__ = ["DTYPES", "ExternalData", "OnnxFile", "OnnxReader", "read_onnx", "walk_onnx"]
 
 MAX_BYTES = (1 << 31) - 1  # protobuf's own limit
-MAX_FIELDS = 4_000_000
 MAX_DEPTH = 40
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-
-# TensorProto.DataType → NumPy's name
 DTYPES = {
     1: "float32",
     2: "uint8",
@@ -43,8 +38,7 @@ DTYPES = {
     13: "uint64",
     16: "bfloat16",
 }
-
-Value = int | memoryview
+"""TensorProto.DataType → NumPy's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +83,19 @@ def read_onnx(path: Path) -> OnnxFile:
         UnsupportedError: An input or output is no tensor, or of a type that NumPy does not have.
         StorageError: It cannot be read.
     """
+    reader = OnnxReader(path)
+    walk_onnx(path, reader)
+    return reader.found
+
+
+def walk_onnx(path: Path, reader: OnnxReader) -> None:
+    """Let a reader walk a model file.
+
+    Raises:
+        ArtifactError: See `read_onnx`.
+        UnsupportedError: See `read_onnx`.
+        StorageError: It cannot be read.
+    """
     with storage_errors(path), path.open("rb") as file:
         size_bytes = file.seek(0, 2)
         if size_bytes == 0:
@@ -99,59 +106,22 @@ def read_onnx(path: Path) -> OnnxFile:
                 mend="Store the weights as external data.",
             )
         view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    reader = _Reader(path)
     try:
         reader.read_model(view)
-    except (_WireError, UnicodeDecodeError) as error:
+    except (WireError, UnicodeDecodeError) as error:
         raise ArtifactError(
             f"{path}: is no ONNX model, or is damaged: {error}",
             mend="Get the model again from where it was made.",
         ) from error
-    return reader.found
 
 
-class _WireError(Exception):
-    """The bytes do not follow the wire format."""
-
-
-class _Reader:
+class OnnxReader(WireReader):
     """Walks one file; every method takes the bytes of one message."""
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self.path = path
         self.found = OnnxFile()
-        self.num_fields = 0
-
-    def fields(self, view: memoryview) -> Iterator[tuple[int, Value]]:
-        """Field numbers with their values: an integer, or the bytes of a string or message."""
-        position, end = 0, len(view)
-        while position < end:
-            self.num_fields += 1
-            if self.num_fields > MAX_FIELDS:
-                raise _WireError(f"more than {MAX_FIELDS:,} fields")
-            key, position = _varint(view, position)
-            number, wire_type = key >> 3, key & 7
-            value: Value
-            match wire_type:
-                case 0:
-                    value, position = _varint(view, position)
-                case 1 | 5:
-                    size = 8 if wire_type == _FIXED64 else 4
-                    if size > end - position:
-                        raise _WireError(f"field {number} is cut off")
-                    value = int.from_bytes(view[position : position + size], "little")
-                    position += size
-                case 2:
-                    size, position = _varint(view, position)
-                    if size > end - position:
-                        raise _WireError(f"field {number} claims {size:,} bytes where {end - position:,} are left")
-                    value = view[position : position + size]
-                    position += size
-                case _:
-                    raise _WireError(f"field {number} has wire type {wire_type}")
-            if number == 0:
-                raise _WireError("field number 0")
-            yield number, value
 
     def read_model(self, view: memoryview) -> None:
         """ModelProto."""
@@ -159,25 +129,25 @@ class _Reader:
         for number, value in self.fields(view):
             match number:
                 case 7:
-                    self.read_graph(_message(value), depth=0, is_main=True)
+                    self.read_graph(as_message(value), depth=0, is_main=True)
                     has_graph = True
                 case 8:
                     domain, version = "", 0
-                    for key, part in self.fields(_message(value)):
-                        domain = _text(part) if key == 1 else domain
-                        version = _integer(part) if key == 2 else version
+                    for key, part in self.fields(as_message(value)):
+                        domain = as_text(part) if key == 1 else domain
+                        version = as_integer(part) if key == 2 else version
                     self.found.opsets["" if domain == "ai.onnx" else domain] = version
                 case 14:
-                    name, text = self.read_entry(_message(value))
+                    name, text = self.read_entry(as_message(value))
                     self.found.metadata[name] = text
                 case 20:
                     raise UnsupportedError(f"{self.path}: holds training graphs; an inference model has none")
                 case 25:
-                    self.read_function(_message(value))
+                    self.read_function(as_message(value))
         if not has_graph:
-            raise _WireError("there is no graph")
+            raise WireError("there is no graph")
         if not self.found.opsets:
-            raise _WireError("it names no operator set")
+            raise WireError("it names no operator set")
 
     def read_function(self, view: memoryview) -> None:
         """FunctionProto."""
@@ -185,34 +155,34 @@ class _Reader:
         for number, value in self.fields(view):
             match number:
                 case 1:
-                    name = _text(value)
+                    name = as_text(value)
                 case 7:
-                    self.read_node(_message(value), depth=0)
+                    self.read_node(as_message(value), depth=0)
                 case 10:
-                    domain = _text(value)
+                    domain = as_text(value)
                 case 11:
-                    self.read_attribute(_message(value), depth=0)
+                    self.read_attribute(as_message(value), depth=0)
         self.found.functions.add((domain, name))
 
     def read_graph(self, view: memoryview, *, depth: int, is_main: bool = False) -> None:
         """GraphProto; only the main graph's inputs and outputs are the model's."""
         if depth > MAX_DEPTH:
-            raise _WireError(f"graphs nested more than {MAX_DEPTH} deep")
+            raise WireError(f"graphs nested more than {MAX_DEPTH} deep")
         initializers: set[str] = set()
         inputs: list[memoryview] = []
         outputs: list[memoryview] = []
         for number, value in self.fields(view):
             match number:
                 case 1:
-                    self.read_node(_message(value), depth=depth)
+                    self.read_node(as_message(value), depth=depth)
                 case 5:
-                    initializers.add(self.read_tensor(_message(value)))
+                    initializers.add(self.read_tensor(as_message(value)))
                 case 11:
-                    inputs.append(_message(value))
+                    inputs.append(as_message(value))
                 case 12:
-                    outputs.append(_message(value))
+                    outputs.append(as_message(value))
                 case 15:
-                    self.read_sparse(_message(value))
+                    self.read_sparse(as_message(value))
         if is_main:
             taken = [spec for spec in map(self.read_value_info, inputs) if spec.name not in initializers]
             self.found.signature = Signature(
@@ -225,11 +195,11 @@ class _Reader:
         for number, value in self.fields(view):
             match number:
                 case 4:
-                    operator = _text(value)
+                    operator = as_text(value)
                 case 5:
-                    self.read_attribute(_message(value), depth=depth)
+                    self.read_attribute(as_message(value), depth=depth)
                 case 7:
-                    domain = _text(value)
+                    domain = as_text(value)
         self.found.operators.add(("" if domain == "ai.onnx" else domain, operator))
 
     def read_attribute(self, view: memoryview, *, depth: int) -> None:
@@ -237,17 +207,17 @@ class _Reader:
         for number, value in self.fields(view):
             match number:
                 case 5 | 10:
-                    self.read_tensor(_message(value))
+                    self.read_tensor(as_message(value))
                 case 6 | 11:
-                    self.read_graph(_message(value), depth=depth + 1)
+                    self.read_graph(as_message(value), depth=depth + 1)
                 case 22 | 23:
-                    self.read_sparse(_message(value))
+                    self.read_sparse(as_message(value))
 
     def read_sparse(self, view: memoryview) -> None:
         """SparseTensorProto: its values and indices."""
         for number, value in self.fields(view):
             if number in (1, 2):
-                self.read_tensor(_message(value))
+                self.read_tensor(as_message(value))
 
     def read_tensor(self, view: memoryview) -> str:
         """TensorProto: its name; where its bytes are, if elsewhere."""
@@ -255,9 +225,9 @@ class _Reader:
         for number, value in self.fields(view):
             match number:
                 case 8:
-                    name = _text(value)
+                    name = as_text(value)
                 case 13:
-                    key, text = self.read_entry(_message(value))
+                    key, text = self.read_entry(as_message(value))
                     entries[key] = text
                 case 14:
                     is_external = value == 1
@@ -267,23 +237,23 @@ class _Reader:
 
     def read_entry(self, view: memoryview) -> tuple[str, str]:
         """StringStringEntryProto."""
-        parts = {number: _text(value) for number, value in self.fields(view) if number in (1, 2)}
+        parts = {number: as_text(value) for number, value in self.fields(view) if number in (1, 2)}
         return parts.get(1, ""), parts.get(2, "")
 
     def read_value_info(self, view: memoryview) -> TensorSpec:
         """ValueInfoProto of a tensor."""
         parts = dict(self.fields(view))
-        name = _text(parts.get(1, memoryview(b"")))
-        type_parts = dict(self.fields(_message(parts.get(2, memoryview(b"")))))
+        name = as_text(parts.get(1, memoryview(b"")))
+        type_parts = dict(self.fields(as_message(parts.get(2, memoryview(b"")))))
         if 1 not in type_parts:
             raise UnsupportedError(f"{self.path}: {name!r} is no tensor, but a sequence, map or optional value")
-        tensor = dict(self.fields(_message(type_parts[1])))
-        element = _integer(tensor.get(1, 0))
+        tensor = dict(self.fields(as_message(type_parts[1])))
+        element = as_integer(tensor.get(1, 0))
         if element not in DTYPES:
             raise UnsupportedError(f"{self.path}: {name!r} has the ONNX data type {element}, which NumPy does not have")
         shape = [
-            self.read_axis(_message(value), f"{name}_axis{axis}")
-            for axis, (number, value) in enumerate(self.fields(_message(tensor.get(2, memoryview(b"")))))
+            self.read_axis(as_message(value), f"{name}_axis{axis}")
+            for axis, (number, value) in enumerate(self.fields(as_message(tensor.get(2, memoryview(b"")))))
             if number == 1
         ]
         return TensorSpec(name=name, dtype=DTYPES[element], shape=tuple(shape))
@@ -292,8 +262,8 @@ class _Reader:
         """TensorShapeProto.Dimension: a length, or the name of a free axis."""
         parts = dict(self.fields(view))
         if 1 in parts:
-            return _integer(parts[1])
-        return _text(parts[2]) if len(_message(parts.get(2, memoryview(b"")))) else default
+            return as_integer(parts[1])
+        return as_text(parts[2]) if len(as_message(parts.get(2, memoryview(b"")))) else default
 
 
 def _external(tensor: str, entries: dict[str, str]) -> ExternalData:
@@ -301,36 +271,5 @@ def _external(tensor: str, entries: dict[str, str]) -> ExternalData:
         length = int(entries["length"]) if entries.get("length") else None
         offset = int(entries.get("offset") or 0)
     except ValueError:
-        raise _WireError(f"the external data of {tensor!r} has a broken offset or length") from None
+        raise WireError(f"the external data of {tensor!r} has a broken offset or length") from None
     return ExternalData(tensor, entries.get("location", ""), offset, length)
-
-
-def _varint(view: memoryview, position: int) -> tuple[int, int]:
-    """A base-128 integer of at most 10 bytes, and the position after it."""
-    result = 0
-    for shift in range(0, 70, 7):
-        if position >= len(view):
-            raise _WireError("it ends inside a number")
-        byte = view[position]
-        position += 1
-        result |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return result, position
-    raise _WireError("a number has more than 10 bytes")
-
-
-def _message(value: Value) -> memoryview:
-    if isinstance(value, int):
-        raise _WireError("a number where a message belongs")
-    return value
-
-
-def _text(value: Value) -> str:
-    return bytes(_message(value)).decode("utf-8")
-
-
-def _integer(value: Value) -> int:
-    """An int64: negative numbers are ten-byte varints."""
-    if not isinstance(value, int):
-        raise _WireError("a message where a number belongs")
-    return value - (1 << 64) if value >= 1 << 63 else value

@@ -184,7 +184,7 @@ def test_file_of_more_than_two_gigabytes_is_refused_unread(tmp_path: Path) -> No
 
 
 def test_endless_fields_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.runtime.onnx_file.MAX_FIELDS", 1000)
+    monkeypatch.setattr("serve.runtime.protobuf_wire.MAX_FIELDS", 1000)
     path = tmp_path / "m.onnx"
     path.write_bytes(b"\x08\x01" * 1001)
     with pytest.raises(ArtifactError, match="more than 1,000 fields"):

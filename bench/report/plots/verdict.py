@@ -11,7 +11,7 @@ from bench.report.svg import WIDTH, Canvas, LinearScale, text_width
 __all__ = ["plot_verdict"]
 
 _LEFT, _RIGHT, _Y = 8.0, WIDTH - 8, 34.0
-_LENGTHS = frozenset({"ms", "MB", "/s", "×"})
+_LENGTHS = frozenset({"ms", "MB", "/s", "×", "nats"})
 """Units whose figures are compared as lengths from 0."""
 
 

@@ -23,11 +23,15 @@ _COLOURS = (
     ("embeddings, int", 0),
     ("embeddings, uint", 0),
     ("embeddings", 4),
+    ("attention", 1),
+    ("feed-forward", 2),
+    ("output layer", 0),
     ("scales", 3),
     ("int", 1),
     ("weights", 2),
     ("model", 2),
     ("tokenizer", 5),
+    ("metadata", 5),
     ("graph", 6),
 )
 _OTHERS = NUM_COLOURS - 1
@@ -158,7 +162,8 @@ def show_start(target: TargetReport) -> Section | None:
             if one is not None:
                 rows.append((name, *_start_cells(one)))
                 bars.append((name, _start_parts(one)))
-    table = keep_filled(("fresh process", *_STEP_NAMES, "first answer after", "peak memory"), rows, is_stacked=True)
+    heads = ("fresh process", *_STEP_NAMES, "first answer after", "peak memory", "without mapped files")
+    table = keep_filled(heads, rows, is_stacked=True)
     one = target.starts[0]
     where = ", ".join(dict.fromkeys(start.machine.name for start in target.starts))
     processes = count(one.num_starts, "fresh process", "fresh processes")
@@ -183,7 +188,8 @@ def _cache(starts: Sequence[Start]) -> str:
 
 def _start_cells(one: Start) -> tuple[str | None, ...]:
     steps = (show_ms(float(getattr(one, step))) for step in _STEPS)
-    return (*steps, show_ms(one.cold_start_ms), f"{one.peak_rss_bytes / MB:,.0f} MB")
+    private = None if one.private_bytes is None else f"{one.private_bytes / MB:,.0f} MB"
+    return (*steps, show_ms(one.cold_start_ms), f"{one.peak_rss_bytes / MB:,.0f} MB", private)
 
 
 def _start_parts(one: Start) -> list[Part]:

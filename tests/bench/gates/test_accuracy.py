@@ -185,7 +185,7 @@ def test_what_a_task_cannot_be_judged_by_is_found_before_any_work() -> None:
     check_gates(Gates(accuracy=(AccuracyGate(metric="f1_macro", min=0.5),)), "text-classification")
     with pytest.raises(UsageError, match=r"no metric 'f2'.*\n.*accuracy.*mcc"):
         check_gates(Gates(accuracy=(AccuracyGate(metric="f2", min=0.5),)), "text-classification")
-    for gates in (Gates(flips=FlipsGate(max_rate=0.1)), Gates(divergence=DivergenceGate(max_mean_kl=0.1))):
+    for gates in (Gates(flips=FlipsGate(max_rate=0.1)), Gates(divergence=DivergenceGate(max_mean_kld=0.1))):
         check_gates(gates, "text-classification")
         with pytest.raises(UsageError, match=r"feature-extraction has none: it has pearson, spearman"):
             check_gates(gates, "feature-extraction")

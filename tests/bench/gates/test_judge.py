@@ -322,7 +322,7 @@ def test_overall_is_the_worst_and_nothing_is_no_pass() -> None:
         {"accuracy": [{"max_drop": 0.01}, {"min": 0.9}]},
         {"accuracy": {"metric": "mcc"}},
         {"flips": {"max_rate": 0}},
-        {"divergence": {"max_mean_kl": float("inf")}},
+        {"divergence": {"max_mean_kld": float("inf")}},
         {"regression": {"max_slowdown": -0.1}},
         {"regression": {"of": "wall"}},
         {"devices": {"*": {"regression": {"max_growth": 0.1}}}},

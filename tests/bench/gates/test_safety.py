@@ -72,7 +72,7 @@ def test_no_broken_probability_passes(broken: float, row: int, is_ours: bool) ->
     evidence = built.evidence(
         evaluation=built.probabilities(ours), baseline_evaluation=built.probabilities(theirs, of="fp32")
     )
-    assert_no_pass(Gates(divergence=DivergenceGate(max_mean_kl=0.5)), evidence)
+    assert_no_pass(Gates(divergence=DivergenceGate(max_mean_kld=0.5)), evidence)
 
 
 @settings(max_examples=40, deadline=None)
@@ -134,7 +134,7 @@ EMPTY: list[tuple[Gates, Callable[[], dict[str, object]]]] = [
         lambda: dict(zip(("evaluation", "baseline_evaluation"), _no_rows(), strict=True)),
     ),
     (
-        Gates(divergence=DivergenceGate(max_mean_kl=EASY)),
+        Gates(divergence=DivergenceGate(max_mean_kld=EASY)),
         lambda: dict(zip(("evaluation", "baseline_evaluation"), _no_rows(), strict=True)),
     ),
     (Gates(latency=(LatencyGate(max_ms=EASY),)), lambda: {"latencies": (built.latency([]),)}),

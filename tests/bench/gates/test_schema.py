@@ -8,7 +8,8 @@ from edgesmith.gates import AccuracyGate, Gates, LatencyGate, MachineGates, Size
 ALL = {
     "accuracy": [{"max_drop": 0.01}, {"metric": "f1_macro", "min": 0.8}],
     "flips": {"max_rate": 0.02},
-    "divergence": {"max_mean_kl": 0.01},
+    "divergence": {"max_mean_kld": 0.01},
+    "perplexity": {"max_ratio": 1.03, "max": 40.0},
     "size": {"max_mb": 12, "min_reduction": 3.5, "max_growth": 0.02, "of": "artifact"},
     "download": {"max_mb": 9},
     "memory": {"max_mb": 150},
@@ -16,6 +17,7 @@ ALL = {
     "latency": [{"max_ms": 20}, {"scenario": "server", "rate": 50, "max_ms": 30}, {"scenario": "load", "max_ms": 40}],
     "throughput": {"min_per_second": 100},
     "cpu": {"max_ms": 8},
+    "generation": {"min_tokens_per_second": 20, "max_ttft_ms": 500},
     "speed": {"min_speedup": 2},
     "regression": {"max_slowdown": 0.05, "of": "wall", "max_growth": 0.02, "max_drop": 0.01, "metric": "mcc"},
     "devices": {"*Cortex-A76*": {"latency": {"max_ms": 90}, "memory": {"max_mb": 90}}},

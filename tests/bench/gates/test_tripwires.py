@@ -46,7 +46,7 @@ def judge_kl(ours: list[list[float]], theirs: list[list[float]], limit: float) -
         "evaluation": built.probabilities(ours),
         "baseline_evaluation": built.probabilities(theirs, of="fp32"),
     }
-    return judge(Gates(divergence=DivergenceGate(max_mean_kl=limit)), built.evidence(**parts))[0]
+    return judge(Gates(divergence=DivergenceGate(max_mean_kld=limit)), built.evidence(**parts))[0]
 
 
 def rows(shift: float, num: int = 500) -> tuple[list[list[float]], list[list[float]]]:
@@ -102,12 +102,12 @@ def test_evaluations_without_probabilities_or_classes_are_named() -> None:
     ours, theirs = built.pair(400, 0, 0)
     both = built.evidence(evaluation=ours, baseline_evaluation=theirs)
     with pytest.raises(UsageError, match="keeps no probability"):
-        judge(Gates(divergence=DivergenceGate(max_mean_kl=0.1)), both)
+        judge(Gates(divergence=DivergenceGate(max_mean_kld=0.1)), both)
     classless = built.evidence(
         evaluation=replace(ours, task="feature-extraction", labels=(), metrics={"spearman": 0.9, "pearson": 0.9}),
         baseline_evaluation=replace(theirs, task="feature-extraction", labels=()),
     )
-    for gates in (Gates(flips=FlipsGate(max_rate=0.1)), Gates(divergence=DivergenceGate(max_mean_kl=0.1))):
+    for gates in (Gates(flips=FlipsGate(max_rate=0.1)), Gates(divergence=DivergenceGate(max_mean_kld=0.1))):
         with pytest.raises(UsageError, match="feature-extraction has none: it has pearson, spearman"):
             judge(gates, classless)
     other = replace(theirs, labels=("yes", "no"))

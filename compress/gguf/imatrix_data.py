@@ -1,0 +1,147 @@
+"""Importance matrices: how large each input of each matrix is, on average over real text.
+
+llama.cpp's quantizer weighs the error of a column by the mean square of what it is multiplied with.
+
+Shapes: E experts (1 for plain matrices), I inputs (columns).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesmith.errors import UsageError
+
+__all__ = ["Imatrix", "ImatrixEntry", "ImatrixSums", "combine"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImatrixEntry:
+    """What was seen before one matrix."""
+
+    sums: NDArray[np.float64]
+    """Sums of squares over the tokens, of shape [E, I]."""
+    counts: NDArray[np.float64]
+    """Tokens that each expert saw, of shape [E]."""
+
+    def __post_init__(self) -> None:
+        sums, counts = self.sums, self.counts
+        if sums.ndim != 2 or counts.shape != sums.shape[:1] or sums.size == 0:
+            raise UsageError(f"sums of shape {sums.shape} and counts of shape {counts.shape} are no importance matrix")
+        if not (np.isfinite(sums).all() and np.isfinite(counts).all()):
+            raise UsageError("an importance matrix holds infinities or NaN", mend="Collect it again.")
+        if sums.min() < 0 or counts.min() < 0:
+            raise UsageError("an importance matrix holds negative sums of squares", mend="Collect it again.")
+
+    def means(self) -> NDArray[np.float32]:
+        """Mean squares, flattened: float32 of shape [E · I]; ones for an expert that saw no token."""
+        counts = self.counts[:, None]
+        means = np.where(counts > 0, self.sums / np.where(counts > 0, counts, 1), 1)
+        return means.astype(np.float32).reshape(-1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Imatrix:
+    """Entries by the names of GGUF tensors, and where they come from."""
+
+    entries: Mapping[str, ImatrixEntry]
+    datasets: tuple[str, ...] = ()
+    """Names of the texts."""
+    num_windows: int = 0
+    """Windows of text that were read; llama.cpp calls them chunks."""
+    window_length: int = 0
+    """Tokens of a window."""
+
+    @property
+    def num_tokens(self) -> int:
+        """The most tokens that any matrix saw."""
+        return int(max((entry.counts.max() for entry in self.entries.values()), default=0))
+
+
+class ImatrixSums:
+    """Adds up squares as windows of text go by, in double precision."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._counts: dict[str, NDArray[np.float64]] = {}
+
+    def add(self, name: str, inputs_TI: NDArray[np.float32], *, expert: int = 0, num_experts: int = 1) -> None:
+        """Take in what one matrix is multiplied with.
+
+        Args:
+            name: GGUF tensor.
+            inputs_TI: Its inputs, of shape [tokens, inputs].
+            expert: The one that these tokens went to.
+            num_experts: Of the matrix.
+
+        Raises:
+            UsageError: they hold infinities or NaN.
+        """
+        squares_I = np.square(inputs_TI, dtype=np.float64).sum(axis=0)  # squares of float32 are exact in double
+        self.add_squares(name, squares_I, len(inputs_TI), expert=expert, num_experts=num_experts)
+
+    def add_squares(
+        self, name: str, squares_I: NDArray[np.float64], num_tokens: int, *, expert: int = 0, num_experts: int = 1
+    ) -> None:
+        """Take in sums of squares over tokens; see `add`."""
+        if not np.isfinite(squares_I).all():
+            raise UsageError(
+                f"the inputs of {name} are not finite on this text", mend="The model is broken, or overflows its type."
+            )
+        sums = self._sums.setdefault(name, np.zeros((num_experts, len(squares_I))))
+        counts = self._counts.setdefault(name, np.zeros(num_experts))
+        sums[expert] += squares_I
+        counts[expert] += num_tokens
+
+    def result(self, *, dataset: str = "", num_windows: int, window_length: int) -> Imatrix:
+        """What was added up."""
+        entries = {name: ImatrixEntry(self._sums[name], self._counts[name]) for name in sorted(self._sums)}
+        return Imatrix(
+            entries=MappingProxyType(entries),
+            datasets=(dataset,) if dataset else (),
+            num_windows=num_windows,
+            window_length=window_length,
+        )
+
+
+def combine(matrices: Iterable[Imatrix]) -> Imatrix:
+    """Add importance matrices of one model up, as if their texts had been read one after the other.
+
+    Raises:
+        UsageError: there are none, or they are of different models.
+    """
+    every = list(matrices)
+    if not every:
+        raise UsageError("no importance matrix was given", mend="Give at least one.")
+    entries: dict[str, ImatrixEntry] = {}
+    for matrix in every:
+        for name, entry in matrix.entries.items():
+            entries[name] = _add(name, entries[name], entry) if name in entries else entry
+    return Imatrix(
+        entries=MappingProxyType({name: entries[name] for name in sorted(entries)}),
+        datasets=tuple(dict.fromkeys(name for matrix in every for name in matrix.datasets)),
+        num_windows=sum(matrix.num_windows for matrix in every),
+        window_length=max(matrix.window_length for matrix in every),
+    )
+
+
+def _add(name: str, one: ImatrixEntry, other: ImatrixEntry) -> ImatrixEntry:
+    if one.sums.size != other.sums.size:
+        raise UsageError(
+            f"{name} has {one.sums.size:,} inputs in one importance matrix and {other.sums.size:,} in another",
+            mend="Combine matrices of one model only.",
+        )
+    # The older file format has all experts in one row.
+    num_experts = max(len(one.counts), len(other.counts))
+    pair = [_split(entry, num_experts) for entry in (one, other)]
+    return ImatrixEntry(pair[0].sums + pair[1].sums, pair[0].counts + pair[1].counts)
+
+
+def _split(entry: ImatrixEntry, num_experts: int) -> ImatrixEntry:
+    if len(entry.counts) == num_experts:
+        return entry
+    return ImatrixEntry(entry.sums.reshape(num_experts, -1), np.full(num_experts, entry.counts[0]))

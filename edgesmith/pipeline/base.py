@@ -1,0 +1,129 @@
+"""What every recipe's walk has in common: the checkpoint, the merge, then each target."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgesmith.artifact import Artifact, Kind, open_artifact
+from edgesmith.errors import UsageError
+from edgesmith.hub import locate_checkpoint
+from edgesmith.recipe import Recipe
+from edgesmith.releases import locate_target
+from edgesmith.stages.footprint import FootprintStage
+from edgesmith.stages.merge import MergeStage, ProveMergeStage
+from edgesmith.stages.rows import Rows
+from edgesmith.walkers import Walker
+
+__all__ = ["Made", "TargetResult", "Walk", "needed"]
+
+NUM_VERIFIED = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetResult:
+    """What a walk made for one target; None where a planner could not know it yet."""
+
+    name: str
+    artifact: Artifact | None
+    unquantized: Artifact | None
+    """The export that it was made from."""
+    baseline: Artifact | None
+    previous: Artifact | None
+    """What regressions are judged against, where it is not the baseline."""
+    evidence: Mapping[str, Artifact | None]
+    """Folder below the target's evidence → what was measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """Everything that a walk made."""
+
+    checkpoint: Artifact | None
+    merge_proof: Artifact | None
+    """Evidence that base + adapters equal the checkpoint."""
+    targets: tuple[TargetResult, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walk(ABC):
+    """Checkpoint first, then every target from it."""
+
+    recipe: Recipe
+    folder: Path
+    walker: Walker
+    against: Path | None
+
+    def go(self) -> Made:
+        """Do all of it."""
+        base = open_artifact(
+            locate_checkpoint(self.recipe.model.base, self.folder, self.recipe.model.revision), kinds=("checkpoint",)
+        )
+        self.check_files()
+        checkpoint, proof = self._merge(base) if self.recipe.steps else (base, None)
+        if checkpoint is not None:
+            self.check_data(checkpoint)
+        return Made(checkpoint=checkpoint, merge_proof=proof, targets=self.targets(checkpoint))
+
+    @abstractmethod
+    def check_files(self) -> None:
+        """Find before any work what would stop it at the end."""
+
+    @abstractmethod
+    def check_data(self, checkpoint: Artifact) -> None:
+        """Read all data once before the long steps, so that a bad row is found at once."""
+
+    @abstractmethod
+    def targets(self, checkpoint: Artifact | None) -> tuple[TargetResult, ...]:
+        """Make and measure every target."""
+
+    def rows(self, path: str, num: int | None, key: str) -> Rows:
+        """Rows of a file that the recipe names at `key`."""
+        return Rows(path=self.data_file(path, key), num=num, seed=self.recipe.seed, columns=self.recipe.data.columns)
+
+    def data_file(self, path: str, key: str) -> Path:
+        """A file that the recipe names at `key`.
+
+        Raises:
+            UsageError: it is not there.
+        """
+        found = self.folder / path
+        if not found.is_file():
+            raise UsageError(f"{found}: no such data file", mend=f"{key} is relative to the recipe.")
+        return found
+
+    def previous(self, name: str, kinds: tuple[Kind, ...]) -> Artifact | None:
+        """The artifact that the user named to compare with."""
+        return open_artifact(locate_target(self.against, name), kinds=kinds) if self.against else None
+
+    def _merge(self, base: Artifact) -> tuple[Artifact | None, Artifact | None]:
+        """The merged checkpoint, and the proof that it equals base + adapters."""
+        adapters = tuple((self.folder / adapter.path, adapter.weight) for adapter in self.recipe.model.adapter)
+        for path, _ in adapters:
+            if not path.is_dir():
+                raise UsageError(f"{path}: no such adapter folder", mend="model.adapter is relative to the recipe.")
+        stage = MergeStage(base=base, adapters=adapters, dequantize=self.recipe.steps[0].merge.dequantize)
+        rows = self.rows(self.recipe.data.eval, NUM_VERIFIED, "data.eval")
+        names = " + ".join(path.name for path, _ in adapters)
+        merged = self.walker.step("merge", f"{base.path.name} + {names}", [("base", base)], lambda: stage)
+        task = None if self.recipe.generates else self.recipe.task
+        proof = self.walker.step(
+            "merge: verify",
+            "against base + adapter on real rows",
+            [("checkpoint", merged)],
+            lambda: ProveMergeStage(stage=stage, merged=needed(merged), rows=rows, task=task),
+        )
+        return merged, proof
+
+    def footprint(self, name: str, artifact: Artifact | None) -> Artifact | None:
+        """Count an artifact's bytes."""
+        does = "files, compressed download, bytes by kind of tensor"
+        return self.walker.step(name, does, [("artifact", artifact)], lambda: FootprintStage(artifact=needed(artifact)))
+
+
+def needed(artifact: Artifact | None) -> Artifact:
+    """A stage is asked for only when everything that it needs is there."""
+    assert artifact is not None
+    return artifact

@@ -1,0 +1,294 @@
+"""A recipe whose targets write text: export, prove, quantize, and measure against the checkpoint itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from edgesmith.artifact import Artifact
+from edgesmith.data import read_rows
+from edgesmith.errors import UsageError
+from edgesmith.pipeline.base import TargetResult, Walk, needed
+from edgesmith.recipe import GenaiTarget, GgufQuantizeOptions, GgufTarget
+from edgesmith.stages.allocate import AllocateStage
+from edgesmith.stages.engines import GENERATES
+from edgesmith.stages.genai_export import GenaiExportStage
+from edgesmith.stages.generate import GenerateStage
+from edgesmith.stages.gguf_export import GgufExportStage, ProveGgufStage
+from edgesmith.stages.gguf_quantize import GgufQuantizeStage
+from edgesmith.stages.imatrix import ImatrixSource, ImatrixStage
+from edgesmith.stages.language import AnswersStage, LanguageStage, ReferenceStage
+from edgesmith.stages.rows import Rows
+from edgesmith.stages.texts import Texts
+
+__all__ = ["LanguageWalk"]
+
+NUM_TIMED = 64
+NUM_CALIBRATED = 40
+CALIBRATION_WINDOW = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageWalk(Walk):
+    """The steps of language models."""
+
+    @cached_property
+    def _texts(self) -> Texts:
+        """Held-out text."""
+        measure = self.recipe.measure
+        return self._text(self.recipe.data.eval, "data.eval", measure.window, measure.num_windows)
+
+    @cached_property
+    def _calibration(self) -> Texts | None:
+        given = self.recipe.data.calibration
+        if given is None:
+            return None
+        return self._text(given.path, "data.calibration", CALIBRATION_WINDOW, given.num_samples or NUM_CALIBRATED)
+
+    def _text(self, path: str, key: str, window: int, num_windows: int) -> Texts:
+        columns = self.recipe.data.columns
+        return Texts(path=self.data_file(path, key), window=window, num_windows=num_windows, columns=columns)
+
+    @cached_property
+    def _prompts(self) -> Rows | None:
+        """Prompts with references."""
+        path = self.recipe.data.prompts
+        return self.rows(path, None, "data.prompts") if path else None
+
+    def check_files(self) -> None:
+        """Find before any work what would stop it at the end."""
+        from bench.gates.judge import check_gates
+
+        self._texts.read()
+        calibration = self._calibration
+        if calibration is not None:
+            calibration.read()
+            if calibration.digest == self._texts.digest:
+                raise UsageError(
+                    f"{calibration.path}: is the held-out text; gates would be judged on what it was tuned to",
+                    mend="Calibrate on training text.",
+                )
+        if self._prompts is not None and self._prompts.path is not None:
+            for _ in read_rows(self._prompts.path):
+                pass
+        check_gates(self.recipe.gates, self.recipe.task)
+        for name, target in self.recipe.targets.items():
+            self.previous(name, GENERATES)
+            if isinstance(target, GgufTarget):
+                self._check_target(name, target)
+
+    def _check_target(self, name: str, target: GgufTarget) -> None:
+        from compress.gguf.types import find_file_type, find_tensor_type
+
+        if target.converter is not None and not (self.folder / target.converter).exists():
+            raise UsageError(
+                f"{self.folder / target.converter}: no such converter",
+                mend=f"targets.{name}.converter is relative to the recipe.",
+            )
+        quantize = target.quantize
+        if quantize is None:
+            return
+        if isinstance(quantize.imatrix, str):
+            self.data_file(quantize.imatrix, f"targets.{name}.quantize.imatrix")
+        for tensor_type in quantize.tensor_types.values():
+            find_tensor_type(tensor_type)
+        if quantize.type is not None and find_file_type(quantize.type).needs_imatrix:
+            if not self._wants_imatrix(quantize):
+                raise UsageError(
+                    f"targets.{name}: {quantize.type} needs an importance matrix",
+                    mend="Set data.calibration, a file of real text, and leave imatrix out.",
+                )
+
+    def check_data(self, checkpoint: Artifact) -> None:
+        """Read prompts before the long steps, so that a bad row is found at once."""
+        del checkpoint
+        if self._prompts is not None and self._prompts.path is not None:
+            from bench.language.answers import read_prompts
+
+            read_prompts(self._prompts.path, columns=self._prompts.columns)
+
+    def targets(self, checkpoint: Artifact | None) -> tuple[TargetResult, ...]:
+        """Make and measure every target; what the checkpoint predicts is recorded once for all."""
+        made = {name: self._make(name, target, checkpoint) for name, target in self.recipe.targets.items()}
+        reference = self.walker.step(
+            "reference",
+            f"the checkpoint in torch on {self._texts.path.name}",
+            [("checkpoint", checkpoint)],
+            lambda: ReferenceStage(
+                checkpoint=needed(checkpoint), texts=self._texts, threads=self.recipe.measure.threads
+            ),
+        )
+        return tuple(
+            TargetResult(
+                name=name,
+                artifact=artifact,
+                unquantized=unquantized,
+                baseline=checkpoint,
+                previous=self.previous(name, GENERATES),
+                evidence=proofs | self._measure(name, artifact, checkpoint, reference),
+            )
+            for name, (artifact, unquantized, proofs) in made.items()
+        )
+
+    def _make(
+        self, name: str, target: object, checkpoint: Artifact | None
+    ) -> tuple[Artifact | None, Artifact | None, dict[str, Artifact | None]]:
+        """The artifact, what it was quantized from, and what proves that."""
+        if isinstance(target, GgufTarget):
+            return self._gguf(name, target, checkpoint)
+        assert isinstance(target, GenaiTarget)  # as the recipe has checked
+        precision = target.quantize.method if target.quantize else target.precision
+        artifact = self.walker.step(
+            f"{name}: export",
+            f"onnxruntime-genai {precision}",
+            [("checkpoint", checkpoint)],
+            lambda: GenaiExportStage(checkpoint=needed(checkpoint), target=target),
+        )
+        return artifact, artifact, {}
+
+    def _gguf(
+        self, name: str, target: GgufTarget, checkpoint: Artifact | None
+    ) -> tuple[Artifact | None, Artifact | None, dict[str, Artifact | None]]:
+        unquantized = self.walker.step(
+            f"{name}: export",
+            f"GGUF {target.dtype or 'as stored'}",
+            [("checkpoint", checkpoint)],
+            lambda: GgufExportStage(
+                checkpoint=needed(checkpoint),
+                dtype=target.dtype,
+                converter=self.folder / target.converter if target.converter else None,
+            ),
+        )
+        proof = self.walker.step(
+            f"{name}: verify",
+            "tokenizer, chat template and logits against the checkpoint",
+            [("checkpoint", checkpoint), ("artifact", unquantized)],
+            lambda: ProveGgufStage(
+                checkpoint=needed(checkpoint),
+                artifact=needed(unquantized),
+                texts=self._texts,
+                threads=self.recipe.measure.threads,
+            ),
+        )
+        artifact = self._quantize(name, target.quantize, checkpoint, unquantized) if target.quantize else unquantized
+        return artifact, unquantized, {"verify": proof}
+
+    def _wants_imatrix(self, method: GgufQuantizeOptions) -> bool:
+        """Left out, it is used where there is text to measure it on."""
+        return self._calibration is not None if method.imatrix is None else bool(method.imatrix)
+
+    def _quantize(
+        self, name: str, method: GgufQuantizeOptions, checkpoint: Artifact | None, source: Artifact | None
+    ) -> Artifact | None:
+        imatrix: ImatrixSource | None = None
+        needs: list[tuple[str, Artifact | None]] = [("source", source)]
+        if isinstance(method.imatrix, str):
+            imatrix = self.folder / method.imatrix
+        elif self._wants_imatrix(method):
+            imatrix = measured = self._imatrix(name, checkpoint)
+            needs.append(("imatrix", measured))
+        allocation = None
+        if method.is_allocated:
+            allocation = self._allocate(name, method, checkpoint, source, imatrix)
+            needs.append(("allocation", allocation))
+        return self.walker.step(
+            f"{name}: quantize",
+            method.name + (", importance matrix" if imatrix is not None or self._wants_imatrix(method) else ""),
+            needs,
+            lambda: GgufQuantizeStage(
+                source=needed(source),
+                method=method,
+                imatrix=imatrix,
+                allocation=allocation,
+                threads=self.recipe.measure.threads,
+            ),
+        )
+
+    def _imatrix(self, name: str, checkpoint: Artifact | None) -> Artifact | None:
+        texts = self._calibration
+        assert texts is not None  # as the recipe has checked
+        return self.walker.step(
+            f"{name}: imatrix",
+            f"mean squared activations on {texts.num_windows} windows of {texts.path.name}",
+            [("checkpoint", checkpoint)],
+            lambda: ImatrixStage(model=needed(checkpoint), texts=texts, threads=self.recipe.measure.threads),
+        )
+
+    def _allocate(
+        self,
+        name: str,
+        method: GgufQuantizeOptions,
+        checkpoint: Artifact | None,
+        source: Artifact | None,
+        imatrix: ImatrixSource | None,
+    ) -> Artifact | None:
+        texts = self._calibration
+        assert texts is not None  # as the recipe has checked
+        return self.walker.step(
+            f"{name}: choose types",
+            f"{method.name}, by the damage measured on {texts.path.name}",
+            [("checkpoint", checkpoint), ("source", source)],
+            lambda: AllocateStage(
+                checkpoint=needed(checkpoint),
+                source=needed(source),
+                method=method,
+                texts=texts,
+                imatrix=imatrix,
+                threads=self.recipe.measure.threads,
+            ),
+        )
+
+    def _measure(
+        self, name: str, artifact: Artifact | None, checkpoint: Artifact | None, reference: Artifact | None
+    ) -> dict[str, Artifact | None]:
+        """Predictions, answers, sizes and speed."""
+        threads = self.recipe.measure.threads
+        evidence = {
+            "language": self.walker.step(
+                f"{name}: eval",
+                f"perplexity and divergence on {self._texts.path.name}",
+                [("artifact", artifact), ("reference", reference)],
+                lambda: LanguageStage(
+                    artifact=needed(artifact), reference=needed(reference), texts=self._texts, threads=threads
+                ),
+            ),
+            "footprint": self.footprint(f"{name}: footprint", artifact),
+            "bench": self._bench(f"{name}: bench", artifact),
+        }
+        if self._prompts is not None:
+            evidence["answers"] = self._answers(f"{name}: answers", artifact)
+            evidence["baseline-answers"] = self._answers(f"{name}: answers baseline", checkpoint)
+        return evidence
+
+    def _answers(self, name: str, artifact: Artifact | None) -> Artifact | None:
+        prompts, measure = self._prompts, self.recipe.measure
+        assert prompts is not None  # as the caller has asked
+        return self.walker.step(
+            name,
+            f"all prompts of {prompts.path.name if prompts.path else ''}",
+            [("artifact", artifact)],
+            lambda: AnswersStage(
+                artifact=needed(artifact), rows=prompts, max_tokens=measure.max_tokens, threads=measure.threads
+            ),
+        )
+
+    def _bench(self, name: str, artifact: Artifact | None) -> Artifact | None:
+        measure = self.recipe.measure
+        path, key = (
+            (self.recipe.data.prompts, "data.prompts")
+            if self.recipe.data.prompts
+            else (self.recipe.data.eval, "data.eval")
+        )
+        return self.walker.step(
+            name,
+            f"token by token, {measure.threads} thread(s)",
+            [("artifact", artifact)],
+            lambda: GenerateStage(
+                artifact=needed(artifact),
+                rows=self.rows(path, NUM_TIMED, key),
+                threads=measure.threads,
+                length=measure.length,
+                max_tokens=measure.max_tokens,
+                seconds=measure.seconds,
+            ),
+        )

@@ -1,0 +1,47 @@
+"""A release's final table: each artifact beside its baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgesmith.reports import ReleasedTarget
+from edgesmith.units import format_bytes
+
+__all__ = ["release_table"]
+
+_GRAPH_COLUMNS = ("artifact", "model size", "smaller", "metric", "value", "baseline", "CPU a request", "faster")
+_LANGUAGE_COLUMNS = ("artifact", "model size", "smaller", "perplexity", "ratio", "mean KLD", "same top", "tokens/s")
+
+
+def release_table(targets: Sequence[ReleasedTarget]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Columns and rows."""
+    if any(target.evidence.language is not None for target in targets):
+        return _LANGUAGE_COLUMNS, [_language_row(target) for target in targets]
+    return _GRAPH_COLUMNS, [_graph_row(target) for target in targets]
+
+
+def _smaller(target: ReleasedTarget) -> str:
+    baseline = target.evidence.baseline
+    return f"{baseline.model_bytes / target.artifact.model_bytes:.2f}×" if baseline is not None else ""
+
+
+def _language_row(target: ReleasedTarget) -> tuple[str, ...]:
+    return (target.name, format_bytes(target.artifact.model_bytes), _smaller(target))
+
+
+def _graph_row(target: ReleasedTarget) -> tuple[str, ...]:
+    evidence = target.evidence
+    value = baseline = cpu = faster = metric = ""
+    if evidence.evaluation is not None:
+        metric = evidence.evaluation.default_metric
+        value = f"{evidence.evaluation.metrics[metric]:.4f}"
+    if evidence.baseline_evaluation is not None and metric:
+        baseline = f"{evidence.baseline_evaluation.metrics[metric]:.4f}"
+    single = next((one for one in evidence.latencies if one.scenario == "single"), None)
+    if single is not None:
+        cpu = f"{single.cpu_ms:.2f} ms"
+    if evidence.duets:
+        bounds = evidence.duets[0].speedup()
+        faster = f"{bounds.estimate:.2f}× ({bounds.lower:.2f} to {bounds.upper:.2f})"
+    size = format_bytes(target.artifact.model_bytes)
+    return (target.name, size, _smaller(target), metric, value, baseline, cpu, faster)

@@ -1,0 +1,40 @@
+"""Which GGUF tensor each parameter of a checkpoint becomes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compress.checkpoint import open_checkpoint
+from export.gguf.families import family_of
+from export.gguf.model_config import load_config
+from export.gguf.tensor_plan import plan_tensors
+
+__all__ = ["tensor_names"]
+
+_HEADS = ("lm_head.weight", "embed_out.weight")
+_EMBEDDINGS = "token_embd.weight"
+
+
+def tensor_names(checkpoint: Path) -> dict[str, str]:
+    """Name the tensors that `to_gguf` makes of a checkpoint's parameters.
+
+    The columns of a tensor are the inputs of its module in their order: what conversion moves are rows.
+
+    Args:
+        checkpoint: Hugging Face folder.
+
+    Returns:
+        Parameter → GGUF tensor. A head that is also the embeddings has no tensor of its own; it is named all the
+        same and leads to that of the embeddings, where the runtime reads it.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or lacks tensors.
+        UnsupportedError: it cannot be converted.
+    """
+    opened = open_checkpoint(checkpoint)
+    config = load_config(checkpoint)
+    planned, _ = plan_tensors(opened, config, family_of(config), "f32")
+    names = {tensor.source: tensor.name for tensor in planned}
+    if config.get("tie_word_embeddings"):
+        names |= dict.fromkeys(_HEADS, _EMBEDDINGS)
+    return names

@@ -1,0 +1,198 @@
+"""Language models on onnxruntime-genai's CPU provider."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from edgesmith.artifact import Artifact
+from edgesmith.errors import ArtifactError, UnsupportedError, UsageError
+from serve.runtime import EngineOptions
+from serve.runtime.genai_folder import GenaiFolder, read_genai_folder
+from serve.runtime.genai_library import first_line, load_library
+from serve.runtime.generation import GREEDY, Sampling, TextChunk, check_request, check_tokens
+from serve.runtime.sampling import choose_token
+from serve.runtime.stop_strings import StopFilter
+
+__all__ = ["GenaiEngine", "open_engine"]
+
+_TOKENIZER = "tokenizer.json"
+
+
+class GenaiEngine:
+    """A folder that onnxruntime-genai opened.
+
+    Text is split by the `tokenizers` library and the folder's `tokenizer.json`, as it was in training; the runtime's
+    own tokenizer, which its C++ users have, differs on some texts (`export.genai.tokenizer_parity` counts them).
+
+    Args:
+        folder: As `read_genai_folder` let it through.
+        tokenizer: The folder's.
+        options: Threads, and the most tokens of a text.
+
+    Raises:
+        ArtifactError: The runtime cannot open the model.
+        MissingExtraError: onnxruntime-genai is not installed.
+    """
+
+    def __init__(self, folder: GenaiFolder, tokenizer: Tokenizer, options: EngineOptions) -> None:
+        self._library = load_library()
+        self._tokenizer = tokenizer
+        self._ends = folder.ends
+        self._chunk = options.num_batch or 0
+        self.num_vocabulary = folder.num_vocabulary
+        self.context_length = min(folder.context_length, options.num_context or folder.context_length)
+        self.name = f"onnxruntime-genai {self._library.__version__} (CPU)"
+        self._model: Any = self._load(folder, options.threads)
+
+    def _load(self, folder: GenaiFolder, threads: int) -> Any:
+        session = {"intra_op_num_threads": threads, "inter_op_num_threads": 1, "log_severity_level": 4}
+        try:
+            config = self._library.Config(str(folder.path))
+            config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
+            return self._library.Model(config)
+        except Exception as error:  # the library raises plain RuntimeError and others
+            raise ArtifactError(
+                f"{folder.path}: {self.name} cannot open it: {first_line(error)}",
+                mend="If the model is sound, it may need a newer onnxruntime-genai.",
+            ) from error
+
+    def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
+        """Split a text as the model reads it; see `serve.runtime.generation.GenerationEngine`."""
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special).ids)
+
+    def count_prompt_tokens(self, prompt: str) -> int:
+        """Tokens that the model reads for a prompt, special tokens included."""
+        return len(self.tokenize(prompt))
+
+    def logits(self, tokens: Sequence[int], *, first: int = 0) -> NDArray[np.float32]:
+        """Read a text in one pass; see `serve.runtime.generation.GenerationEngine`."""
+        model = self._opened()
+        # The runtime itself reads beyond its tables for a token that is in none.
+        check_tokens(tokens, first=first, num_vocabulary=self.num_vocabulary, context_length=self.context_length)
+        generator = self._start(model, tokens, len(tokens), chunk=0)
+        values = np.asarray(generator.get_output("logits"))
+        return np.ascontiguousarray(values[0, first:], dtype=np.float32)
+
+    def _start(
+        self, model: Any, tokens: Sequence[int], max_length: int, *, chunk: int, schema: str | None = None
+    ) -> Any:
+        """Read a text; a generator that has its logits."""
+        try:
+            params = self._library.GeneratorParams(model)
+            params.set_search_options(
+                max_length=max_length, min_length=0, do_sample=False, num_beams=1, repetition_penalty=1.0,
+                no_repeat_ngram_size=0, chunk_size=chunk,
+            )  # fmt: skip
+            if schema is not None:
+                params.set_guidance("json_schema", schema)
+            generator = self._library.Generator(model, params)
+            generator.append_tokens(np.asarray(tokens, dtype=np.int32))
+        except Exception as error:  # the library raises plain RuntimeError and others
+            if schema is not None and "grammar" in str(error):
+                raise UnsupportedError(
+                    f"onnxruntime-genai cannot follow this schema: {first_line(error)}",
+                    mend="Leave out of the schema what it names.",
+                ) from error
+            raise UsageError(f"onnxruntime-genai fails on {len(tokens)} tokens: {first_line(error)}") from error
+        return generator
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int,
+        sampling: Sampling = GREEDY,
+        stop: Sequence[str] = (),
+        grammar: str | None = None,
+        json_schema: Mapping[str, Any] | None = None,
+    ) -> Iterator[TextChunk]:
+        """Continue a prompt; see `serve.runtime.generation.GenerationEngine`.
+
+        Raises:
+            UsageError: As the protocol says.
+            UnsupportedError: A grammar is given, or a schema together with anything but the likeliest token.
+        """
+        model = self._opened()
+        if grammar is not None:
+            raise UnsupportedError(
+                "onnxruntime-genai does not read llama.cpp's grammars",
+                mend="Give a JSON schema, or generate with GGUF.",
+            )
+        if json_schema is not None and (not sampling.is_greedy or sampling.repeat_penalty != 1):
+            raise UnsupportedError(
+                "onnxruntime-genai follows a schema only with the likeliest token",
+                mend="Set the temperature to 0 and the repeat penalty to 1.",
+            )
+        ids = self.tokenize(prompt)
+        check_request(num_prompt=len(ids), max_tokens=max_tokens, context_length=self.context_length, stop=stop)
+        schema = None if json_schema is None else _compact(json_schema)
+        return self._decode(model, ids, max_tokens, sampling, StopFilter(stop), schema)
+
+    def _decode(
+        self, model: Any, ids: list[int], max_tokens: int, sampling: Sampling, held: StopFilter, schema: str | None
+    ) -> Iterator[TextChunk]:
+        generator = self._start(model, ids, len(ids) + max_tokens, chunk=self._chunk, schema=schema)
+        stream = DecodeStream(skip_special_tokens=True)
+        random, seen = np.random.default_rng(sampling.seed), list(ids)
+        for left in range(max_tokens - 1, -1, -1):
+            if schema is None:
+                token = choose_token(generator.get_logits()[0, -1], sampling, seen, random)
+            else:
+                generator.generate_next_token()  # chooses from what the schema allows
+                token = int(generator.get_next_tokens()[0])
+            seen.append(token)
+            text = held.push(stream.step(self._tokenizer, token) or "")  # None until a character is complete
+            ended = token in self._ends or held.found is not None or (schema is not None and generator.is_done())
+            if ended or not left:
+                yield TextChunk(text=text + held.flush(), finish_reason="stop" if ended else "length")
+                return
+            yield TextChunk(text=text)
+            if schema is None:
+                generator.append_tokens(np.array([token], dtype=np.int32))
+
+    def _opened(self) -> Any:
+        if self._model is None:
+            raise UsageError("the engine is closed", mend="Open the artifact again.")
+        return self._model
+
+    def close(self) -> None:
+        """Free the model. Closing twice is harmless."""
+        self._model = None
+
+
+def open_engine(artifact: Artifact, options: EngineOptions) -> GenaiEngine:
+    """Open an artifact of kind `genai`; see `serve.runtime.open_generation_engine`."""
+    if options.adapters:
+        raise UnsupportedError(
+            "onnxruntime-genai takes no adapters here", mend="Merge the adapter first, or use GGUF, which takes them."
+        )
+    folder = read_genai_folder(artifact)
+    return GenaiEngine(folder, _load_tokenizer(artifact), options)
+
+
+def _load_tokenizer(artifact: Artifact) -> Tokenizer:
+    path = artifact.file(_TOKENIZER)
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise ArtifactError(
+            f"{path}: is damaged: {first_line(error)}", mend="Get the artifact again from where it was made."
+        ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _compact(schema: Mapping[str, Any]) -> str:
+    """The schema as text, with one way to write spaces."""
+    try:
+        return json.dumps({**schema, "x-guidance": {"whitespace_flexible": False}})
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the schema is no JSON: {error}") from error

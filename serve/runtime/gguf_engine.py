@@ -1,0 +1,337 @@
+"""GGUF files through llama.cpp: text, logits and vectors."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesmith.artifact import Artifact
+from edgesmith.errors import ArtifactError, UnsupportedError, UsageError
+from serve.runtime import EngineOptions
+from serve.runtime.generation import GREEDY, Sampling, TextChunk, check_request
+from serve.runtime.grammar import check_grammar
+from serve.runtime.json_grammar import json_schema_to_grammar
+from serve.runtime.llama_adapters import LlamaAdapters
+from serve.runtime.llama_library import LlamaContext, LlamaModel, LlamaPooling, library_name
+from serve.runtime.llama_sampling import TokenChooser
+from serve.runtime.llama_session import LlamaSession
+from serve.runtime.stop_strings import StopFilter
+
+__all__ = ["LlamaEngine", "open_engine"]
+
+MODEL_FILE = "model.gguf"
+_BATCH = 512  # Larger ones read no faster on a CPU, and take more memory.
+_FIRST_ROOM = 1024
+
+
+def open_engine(artifact: Artifact, options: EngineOptions) -> LlamaEngine:
+    """Open an artifact of kind `gguf`, or a bare file.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, hostile, or nothing that llama.cpp runs.
+        MissingExtraError: llama-cpp-python is not installed.
+    """
+    if artifact.path.is_file():
+        return LlamaEngine(artifact.path, options)
+    return LlamaEngine(artifact.file(MODEL_FILE), options, extra_ends=_stated_ends(artifact.folder))
+
+
+def _stated_ends(folder: Path) -> frozenset[int]:
+    """Tokens that the generation settings beside a model name as its ends."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return frozenset()
+    try:
+        stated = json.loads(path.read_bytes()).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise ArtifactError(f"{path}: is damaged: {error}", mend="Make the artifact again.") from error
+    ends = stated if isinstance(stated, list) else [stated]
+    return frozenset(end for end in ends if isinstance(end, int))
+
+
+class LlamaEngine:
+    """A GGUF file in llama.cpp, on the CPU. Weights are mapped into memory, not read into it.
+
+    Room for a text grows with what is asked for, up to `context_length`. Several threads may use one engine, but
+    an answer ends with an error when another one is begun: there is room for one text.
+
+    Args:
+        path: The `.gguf` file.
+        options: Threads, adapters, longest text, batch size.
+        extra_ends: Tokens that end an answer, besides those that the file names.
+
+    Attributes:
+        name: llama.cpp and its version.
+        num_reused_tokens: Of the last prompt, tokens that were still known from the text before.
+
+    Raises:
+        ArtifactError: Our reader or llama.cpp refuses the file or an adapter.
+        UnsupportedError: See `read_gguf`.
+        UsageError: An option does not fit the model.
+        MissingExtraError: llama-cpp-python is not installed.
+    """
+
+    def __init__(
+        self, path: Path, options: EngineOptions | None = None, *, extra_ends: frozenset[int] = frozenset()
+    ) -> None:
+        self._options = options or EngineOptions()
+        self._lock = threading.RLock()
+        self._session: LlamaSession | None = None
+        self._exact: LlamaContext | None = None
+        self._pooled: tuple[LlamaPooling, LlamaContext] | None = None
+        self._turn = 0
+        self.num_reused_tokens = 0
+        self.name = library_name()
+        self._model: LlamaModel | None = LlamaModel(path)
+        try:
+            self._adapters = LlamaAdapters(self._model, self._options.adapters)
+            self._num_context = _context_length(self._model, self._options.num_context)
+        except BaseException:
+            self.close()
+            raise
+        self._extra_ends = extra_ends
+
+    @property
+    def model(self) -> LlamaModel:
+        """The opened file.
+
+        Raises:
+            UsageError: The engine is closed.
+        """
+        if self._model is None:
+            raise UsageError("the engine is closed", mend="Open the file again.")
+        return self._model
+
+    @property
+    def num_vocabulary(self) -> int:
+        """Width of the logits."""
+        return self.model.num_tokens
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of one text: what was asked for, or what the model was trained with."""
+        return self._num_context
+
+    @property
+    def adapters(self) -> tuple[tuple[Path, float], ...]:
+        """The adapters and their present scales."""
+        return self._adapters.scales
+
+    def scale_adapters(self, scales: Sequence[float]) -> None:
+        """Change how much of each adapter is added; no file is read again.
+
+        Args:
+            scales: As many as there are adapters, in the order of the options; 0 takes one out.
+
+        Raises:
+            UsageError: There are more or fewer, or one is no number.
+        """
+        with self._lock:
+            self._turn += 1
+            self._adapters.scale(scales)
+            for room in self._rooms():
+                self._adapters.put_on(room)
+
+    def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
+        """Split a text as the model reads it; special tokens that it spells out are recognized."""
+        with self._lock:
+            return self.model.tokenize(text, add_special=add_special)
+
+    def count_prompt_tokens(self, prompt: str) -> int:
+        """Tokens that the model reads for a prompt, special tokens included."""
+        return len(self.tokenize(prompt))
+
+    def logits(self, tokens: Sequence[int], *, first: int = 0) -> NDArray[np.float32]:
+        """Read a text in one pass; see `serve.runtime.generation.GenerationEngine`.
+
+        Keys and values are in single precision and attention is computed as written, so that what differs from
+        another file is the weights.
+        """
+        with self._lock:
+            if len(tokens) > self._num_context:
+                raise UsageError(f"{len(tokens)} tokens are more than the {self._num_context} that the model takes")
+            if self._exact is None or self._exact.num_tokens < len(tokens):
+                if self._exact is not None:
+                    self._exact.close()
+                self._exact = LlamaContext(self.model, num_tokens=max(len(tokens), 1), threads=self._options.threads)
+                self._adapters.put_on(self._exact)
+            return self._exact.run(tokens, first=first)
+
+    def embed(
+        self, texts: Sequence[str], *, pooling: LlamaPooling | None = None, normalize: bool = False
+    ) -> NDArray[np.float32]:
+        """Make one vector of each text.
+
+        Args:
+            texts: Each of at most `context_length` tokens.
+            pooling: How the vectors of a text's tokens become one; None for what the file says.
+            normalize: Give the vectors length 1.
+
+        Returns:
+            Vectors, float32 of shape [texts, width].
+
+        Raises:
+            UsageError: A text has no tokens, or too many; the message says which.
+            UnsupportedError: The file names no pooling, and none is asked for.
+        """
+        with self._lock:
+            chosen = pooling or self.model.pooling
+            if chosen in (None, "none"):
+                raise UnsupportedError(
+                    f"{self.model.path}: does not say how the vectors of a text's tokens become one",
+                    mend="Say how: pooling='mean', 'cls' or 'last', as the model was trained.",
+                )
+            rows = np.empty((len(texts), self.model.width), dtype=np.float32)
+            for index, text in enumerate(texts):
+                tokens = self.model.tokenize(text, add_special=True)
+                if not 1 <= len(tokens) <= self._num_context:
+                    raise UsageError(
+                        f"text {index} has {len(tokens)} tokens; the model takes 1 to {self._num_context}",
+                        mend="Shorten the text, or leave it out.",
+                    )
+                rows[index] = self._pooled_room(chosen, len(tokens)).run(tokens)
+        if normalize:
+            rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        return rows
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int,
+        sampling: Sampling = GREEDY,
+        stop: Sequence[str] = (),
+        grammar: str | None = None,
+        json_schema: Mapping[str, Any] | None = None,
+    ) -> Iterator[TextChunk]:
+        """Continue a prompt; see `serve.runtime.generation.GenerationEngine`.
+
+        Raises:
+            UnsupportedError: The model generates no text, or the schema or grammar asks for what is not known here.
+        """
+        if not self.model.generates:
+            raise UnsupportedError(
+                f"{self.model.path}: a model of kind {self.model.file.architecture!r} generates no text",
+                mend="Ask it for vectors.",
+            )
+        if json_schema is not None:
+            if grammar is not None:
+                raise UsageError("a grammar and a JSON schema are given", mend="Give one of them.")
+            grammar = json_schema_to_grammar(json_schema)
+        if grammar is not None:
+            check_grammar(grammar)
+        tokens = self.tokenize(prompt)
+        check_request(num_prompt=len(tokens), max_tokens=max_tokens, context_length=self._num_context, stop=stop)
+        return self._answer(tokens, max_tokens, sampling, StopFilter(stop), grammar)
+
+    def _answer(
+        self, tokens: list[int], max_tokens: int, sampling: Sampling, held: StopFilter, grammar: str | None
+    ) -> Iterator[TextChunk]:
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        with self._lock:
+            model = self.model
+            self._turn = turn = self._turn + 1
+            session = self._room_for(len(tokens) + max_tokens)
+            chooser = TokenChooser(model, sampling, grammar, tokens)
+        token: int | None = None
+        with chooser:
+            for left in range(max_tokens - 1, -1, -1):
+                with self._lock:
+                    self._check_turn(turn)
+                    if token is None:
+                        self.num_reused_tokens = session.read(tokens)
+                    else:
+                        session.step(token)
+                    token = chooser.choose(session.logits())
+                    ended = token is None or token in self._extra_ends or model.is_end(token)
+                    piece = b"" if token is None or ended else model.piece(token)
+                if ended:
+                    yield TextChunk(text=held.flush(), finish_reason="stop")
+                    return
+                text = held.push(decoder.decode(piece))
+                if held.found is not None:
+                    yield TextChunk(text=text, finish_reason="stop")
+                    return
+                if not left:
+                    yield TextChunk(text=text + held.flush(), finish_reason="length")
+                    return
+                yield TextChunk(text=text)
+
+    def _check_turn(self, turn: int) -> None:
+        if self._model is None:
+            raise UsageError("the engine was closed while it answered")
+        if turn != self._turn:
+            raise UsageError(
+                "another answer was begun before this one ended",
+                mend="Take one answer to its end, or open the file once for each.",
+            )
+
+    def _room_for(self, num_tokens: int) -> LlamaSession:
+        """The session, made anew where it is too small; it doubles, so that this happens rarely."""
+        if self._session is None or self._session.num_tokens < num_tokens:
+            wanted = self._options.num_context or max(_FIRST_ROOM, 1 << (num_tokens - 1).bit_length())
+            if self._session is not None:
+                self._session.close()
+                self._session = None
+            self._session = LlamaSession(
+                self.model,
+                num_tokens=min(wanted, self._num_context),
+                num_batch=self._options.num_batch or _BATCH,
+                threads=self._options.threads,
+            )
+            self._adapters.put_on(self._session)
+        return self._session
+
+    def _pooled_room(self, pooling: LlamaPooling, num_tokens: int) -> LlamaContext:
+        if self._pooled is None or self._pooled[0] != pooling or self._pooled[1].num_tokens < num_tokens:
+            if self._pooled is not None:
+                self._pooled[1].close()
+                self._pooled = None
+            room = LlamaContext(
+                self.model,
+                num_tokens=min(self._num_context, max(64, 1 << (num_tokens - 1).bit_length())),
+                threads=self._options.threads,
+                states=True,
+                pooling=pooling,
+            )
+            self._adapters.put_on(room)
+            self._pooled = (pooling, room)
+        return self._pooled[1]
+
+    def _rooms(self) -> list[LlamaSession | LlamaContext]:
+        pooled = self._pooled[1] if self._pooled is not None else None
+        return [room for room in (self._session, self._exact, pooled) if room is not None]
+
+    def close(self) -> None:
+        """Free the model and all room. Closing twice is harmless."""
+        with self._lock:
+            for room in self._rooms():
+                room.close()
+            self._session = self._exact = self._pooled = None
+            if self._model is not None:
+                self._model.close()
+                self._model = None
+
+    def __del__(self) -> None:
+        with suppress(Exception):
+            self.close()
+
+
+def _context_length(model: LlamaModel, wanted: int | None) -> int:
+    trained = model.trained_length
+    if trained < 1:
+        raise ArtifactError(f"{model.path}: says that it was trained on texts of {trained} tokens")
+    if wanted is not None and wanted > trained:
+        raise UsageError(
+            f"num_context is {wanted:,}, but the model was trained on texts of {trained:,} tokens",
+            mend=f"Ask for at most {trained:,}.",
+        )
+    return wanted if wanted is not None else trained
