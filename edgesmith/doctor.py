@@ -15,7 +15,7 @@ from edgesmith.store import default_store_root
 
 __all__ = ["diagnose"]
 
-_STAGES = ("compress", "export", "serve", "bench")
+_STAGES = ("compress", "export", "gguf", "genai", "serve", "bench")
 _REQUIREMENT = re.compile(r"""([A-Za-z0-9._-]+).*; *extra *== *["'](\w+)["']""")
 _MIN_FREE_BYTES = 5_000_000_000
 

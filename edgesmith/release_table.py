@@ -26,7 +26,19 @@ def _smaller(target: ReleasedTarget) -> str:
 
 
 def _language_row(target: ReleasedTarget) -> tuple[str, ...]:
-    return (target.name, format_bytes(target.artifact.model_bytes), _smaller(target))
+    perplexity = ratio = kld = same = speed = ""
+    language = target.evidence.language
+    if language is not None:
+        perplexity = f"{language.perplexity().value:.2f}"
+        if language.has_reference:
+            ratio = f"{language.perplexity_ratio().value:.4f}"
+            kld = f"{language.mean_kld().value:.4g}"
+            same = f"{language.same_top_rate().value:.1%}"
+    if target.evidence.generations:
+        rate = target.evidence.generations[0].generated_tokens_per_second
+        speed = "" if rate is None else f"{rate:.1f}"
+    size = format_bytes(target.artifact.model_bytes)
+    return (target.name, size, _smaller(target), perplexity, ratio, kld, same, speed)
 
 
 def _graph_row(target: ReleasedTarget) -> tuple[str, ...]:

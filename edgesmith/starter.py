@@ -10,7 +10,7 @@ from pathlib import Path
 from edgesmith.artifact import open_artifact
 from edgesmith.errors import UsageError
 from edgesmith.files import atomic_write
-from edgesmith.tasks import guess_task
+from edgesmith.tasks import TEXT_GENERATION, guess_task
 from edgesmith.tasks.folder import read_json_object
 
 __all__ = ["write_starter"]
@@ -36,6 +36,31 @@ gates:
   accuracy: {{max_drop: 0.01}}   # at most one point below the fp32 model, shown on the same rows
   size: {{min_reduction: 3.5}}   # times smaller than the fp32 model
   speed: {{min_speedup: 1.5}}    # times less CPU time a request than the fp32 model
+"""
+
+_LANGUAGE_TEMPLATE = """\
+# {headline}
+# Editors: `edgesmith schema > recipe.schema.json` gives completion and checks.
+version: 1
+name: {name}
+task: {task}
+model:
+  base: {base}
+{adapter}
+data:
+  eval: {data}   # held-out text; perplexity and divergence are judged on it
+  calibration: train.txt   # other text of the same kind: importance matrices are measured on it
+  # prompts: prompts.jsonl   # rows with prompt and reference: the artifact's answers are compared
+{steps}
+targets:
+  phone: {{format: gguf, quantize: {{type: Q4_K_M}}}}
+  # small: {{format: gguf, quantize: {{max_mb: 80}}}}   # each tensor's type chosen by its measured damage
+  # box: {{format: genai, quantize: {{method: int4}}}}   # the same model for onnxruntime-genai
+measure: {{threads: 2}}
+gates:
+  perplexity: {{max_ratio: 1.03}}     # times the checkpoint's on the same text
+  divergence: {{max_mean_kld: 0.05}}  # of the next token's probabilities from the checkpoint's, in nats
+  size: {{min_reduction: 3.0}}        # times smaller than the checkpoint
 """
 
 
@@ -76,11 +101,16 @@ def write_starter(
     open_artifact(checkpoint, kinds=("checkpoint",))
     task = guess_task(read_json_object(checkpoint / "config.json"))
     guesses.append(f"task: {task}, from the architecture in {checkpoint / 'config.json'}")
-    guesses.append("format: onnx with dynamic INT8, which needs no calibration")
-    if data is None:
-        guesses.append("data: not known; put your held-out file and your training file in place of the names there")
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", checkpoint.resolve().name).strip("-.") or "model"
-    text = _TEMPLATE.format(
+    generates = task == TEXT_GENERATION
+    if generates:
+        guesses.append("format: gguf with Q4_K_M and an importance matrix, which is measured on data.calibration")
+    else:
+        guesses.append("format: onnx with dynamic INT8, which needs no calibration")
+    if data is None or generates:
+        what = "put your training text in place of train.txt" if data else "put your files in place of the names there"
+        guesses.append(f"data: {what}")
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", checkpoint.absolute().name).strip("-.") or "model"
+    text = (_LANGUAGE_TEMPLATE if generates else _TEMPLATE).format(
         headline=f"Starter recipe for {checkpoint.name}; run it with: edgesmith run {out.name}",
         name=name,
         task=task,
@@ -88,7 +118,7 @@ def write_starter(
         adapter=f"  adapter: {_relative(adapter, out)}"
         if adapter
         else "  # adapter: path/to/lora   # with steps: [merge]",
-        data=_relative(data, out) if data else "test.jsonl",
+        data=_relative(data, out) if data else "held_out.txt" if generates else "test.jsonl",
         steps="steps: [merge]" if adapter else "# steps: [merge]",
     )
     atomic_write(out, text)
@@ -97,5 +127,5 @@ def write_starter(
 
 def _relative(path: Path, recipe: Path) -> str:
     """Write a path as seen from the recipe's folder, quoted where YAML needs it."""
-    text = os.path.relpath(path.resolve(), recipe.resolve().parent)
+    text = os.path.relpath(path.absolute(), recipe.absolute().parent)  # links stay
     return text if re.fullmatch(r"[A-Za-z0-9_./-]+", text) else json.dumps(text)

@@ -24,7 +24,7 @@ from serve.runtime.stop_strings import StopFilter
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["TorchGenerationEngine"]
+__all__ = ["TorchGenerationEngine", "load_language_model"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,16 @@ class _TextGeneration:
     name: str = "text-generation"
     model_class: str = "AutoModelForCausalLM"
     output_names: tuple[str, ...] = ("logits",)
+
+
+def load_language_model(checkpoint: Path) -> PreTrainedModel:
+    """Load a text-generating checkpoint in fp32.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged, unsafe, or lacks weights.
+        UnsupportedError: The architecture generates no text.
+    """
+    return load_model(checkpoint, _TextGeneration())
 
 
 class TorchGenerationEngine:
@@ -52,7 +62,7 @@ class TorchGenerationEngine:
     def __init__(self, checkpoint: Path, *, threads: int = 1) -> None:
         self._threads = threads
         self._tokenizer = _load_tokenizer(checkpoint)
-        self._model: PreTrainedModel | None = load_model(checkpoint, _TextGeneration())
+        self._model: PreTrainedModel | None = load_language_model(checkpoint)
         self._ends = _end_tokens(self._model)
         self._context: int | None = getattr(self._model.config, "max_position_embeddings", None)
         self.name = f"torch {torch.__version__} (CPU, fp32)"

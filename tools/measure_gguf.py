@@ -98,7 +98,8 @@ class Session:
     def measure_speed(self, built: Built) -> None:
         """Prompts and answers of fixed lengths, fresh processes, and the share of the machine's limits."""
         folder, threads = self.folder(built), self.arguments.threads
-        if load(GenerationLimits, folder) is not None and not self.arguments.again:
+        earlier = load(Generation, folder)
+        if earlier and load(GenerationLimits, folder) and self._is_asked(earlier) and not self.arguments.again:
             return
         options = GenerationOptions(
             prompt_tokens=self.arguments.prompt_tokens,
@@ -124,6 +125,11 @@ class Session:
         limits = measure_generation_limits(built.artifact, found, peaks)
         limits.save(folder)
         say(f"{built.name}: {limits.tokens_per_second:.1f} tokens/s ({time.perf_counter() - start:.0f} s)")
+
+    def _is_asked(self, found: Generation) -> bool:
+        """Whether it was measured with the lengths that are asked for."""
+        wanted = self.arguments.prompt_tokens, self.arguments.answer_tokens
+        return (int(found.prompt_tokens.max()), found.max_tokens) == wanted
 
     def quality(self, name: str) -> LanguageEvaluation | None:
         """What was measured of a model."""

@@ -111,7 +111,7 @@ def judge_next_token_divergence(gate: DivergenceGate, language: LanguageEvaluati
         symbol=" nats",
         limit=gate.max_mean_kld,
         confidence=gate.confidence,
-        detail=f"99 % of the tokens below {show(language.kld_percentile(99).value, digits=4)} nats",
+        detail=f"99 % of the tokens below {_nats(language.kld_percentile(99).value)}",
     )
     return _judge(limit, language.mean_kld(gate.confidence), language)
 
@@ -197,6 +197,10 @@ def _judge(limit: _Limit, estimate: Estimate, language: LanguageEvaluation) -> V
 def _plain(limit: _Limit) -> str:
     """The limit as the recipe says it, never as 2e-05."""
     return show(limit.scale * limit.limit, digits=places_of(limit.scale * limit.limit, 15)).rstrip("0").rstrip(".")
+
+
+def _nats(value: float) -> str:
+    return f"{show(value, digits=places_of(value, 4))} nats"
 
 
 def _against(language: LanguageEvaluation) -> str:

@@ -101,7 +101,7 @@ class Verdict:
         """The threshold for people, as the recipe says it: `≤ 1 points`, `≥ 2×`."""
         match self.unit:
             case "nats" if self.threshold < 1e-3:
-                shown = f"{self.threshold:.{places_of(self.threshold, 4)}f} nats"
+                shown = f"{self.threshold:.15f}".rstrip("0") + " nats"
             case "ms" | "MB" | "nats":
                 shown = f"{self.threshold:,.12g} {self.unit}"
             case "×" | "/s":

@@ -16,7 +16,7 @@ __all__ = ["MIN_BOUNDED", "Estimate", "bound_mean", "clustered_share", "token_er
 
 Floats = NDArray[np.float64]
 
-MIN_BOUNDED = 5
+MIN_BOUNDED = 8
 """Fewer windows bound nothing."""
 _NUM_DRAWS = 2000
 _UNSEEN_EFFECT = 2.0
@@ -87,7 +87,7 @@ def _inflation(means: Floats) -> float:
     n = len(means)
     centred = means - means.mean()
     spread = float(centred @ centred)
-    if n < 2 * MIN_BOUNDED or spread <= 0:
+    if spread <= 0:
         return 1.0
     alike = float(centred[1:] @ centred[:-1]) / spread + 1 / n  # the estimate's own bias is −1/n
     bounded = min(max(alike, 0.0), 0.9)

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from bench.accuracy import Evaluation
     from bench.duet.duet import Duet
     from bench.gates.judge import Subject
+    from bench.language.answers import Answers
+    from bench.language.evaluation import LanguageEvaluation
     from bench.load.result import LoadResult
+    from bench.machine.generation_limits import GenerationLimits
     from bench.machine.limits import Limits
     from bench.machine.machine import Machine
     from bench.scenarios.generation import Generation
@@ -57,6 +60,11 @@ class TargetReport:
     """Figure → value, as `verify` gave them."""
     evaluation: Evaluation | None = None
     baseline_evaluation: Evaluation | None = None
+    language: LanguageEvaluation | None = None
+    """What a language model predicts of a text, held against its reference."""
+    answers: Answers | None = None
+    """What it answers to prompts."""
+    baseline_answers: Answers | None = None
     latencies: tuple[Latency, ...] = ()
     """One a scenario, rate and device."""
     baseline_latencies: tuple[Latency, ...] = ()
@@ -65,6 +73,7 @@ class TargetReport:
     loads: tuple[LoadResult, ...] = ()
     generation: Generation | None = None
     baseline_generation: Generation | None = None
+    generation_limits: GenerationLimits | None = None
     sweep: Sweep | None = None
     limits: Limits | None = None
     baseline_limits: Limits | None = None
@@ -102,6 +111,9 @@ class TargetReport:
 _PARTS = (
     "evaluation",
     "baseline_evaluation",
+    "language",
+    "answers",
+    "baseline_answers",
     "latencies",
     "baseline_latencies",
     "throughputs",
@@ -109,6 +121,7 @@ _PARTS = (
     "loads",
     "generation",
     "baseline_generation",
+    "generation_limits",
     "sweep",
     "limits",
     "baseline_limits",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ __all__ = ["Allocation", "Allocator", "Budget", "ChosenTensor", "allocate_bits"]
 
 # What the quantizer adds to the header: versions, its own type, where the importance matrix is from.
 _HEADER_GROWTH_BYTES = 512
+# Bytes that a budget may lose where its decimal fraction has no exact binary one.
+_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +45,18 @@ class Budget:
         for name, value in given.items():
             if not 0 < value < float("inf"):
                 raise UsageError(f"{name} is {value:g}", mend="Give a number above zero.")
+
+    def limit_bytes(self, num_values: int) -> int | None:
+        """Bytes of the file (`max_mb`) or of its tensors (`bits_per_weight`); None for a budget of divergence.
+
+        Args:
+            num_values: Of the whole model.
+        """
+        if self.max_mb is not None:
+            return math.floor(self.max_mb * 1e6 + _ROUNDING)
+        if self.bits_per_weight is not None:
+            return math.floor(self.bits_per_weight * num_values / 8 + _ROUNDING)
+        return None
 
     def __str__(self) -> str:
         if self.bits_per_weight is not None:
@@ -140,11 +155,14 @@ class Allocator:
         Raises:
             UsageError: the budget is too small; the message says what is the least.
         """
+        limit_bytes = budget.limit_bytes(self._table.num_values)
         if budget.max_mean_kld is not None:
             units = self._frontier.units_for_loss(budget.max_mean_kld / scale)
             least = f"{self._frontier.losses[-1] * scale:.2g}, with {self._size(len(self._frontier.losses) - 1)}"
         else:
-            units = self._frontier.units_within(self._limit_bytes(budget) - self._rest - reserve_bytes)
+            assert limit_bytes is not None
+            header_bytes = 0 if budget.max_mb is not None else self._table.header_bytes + _HEADER_GROWTH_BYTES
+            units = self._frontier.units_within(limit_bytes + header_bytes - self._rest - reserve_bytes)
             least = self._size(0)
         if units is None:
             raise UsageError(
@@ -152,14 +170,6 @@ class Allocator:
                 mend="Allow more, or name more types to choose from.",
             )
         return self._describe(budget, units, scale)
-
-    def _limit_bytes(self, budget: Budget) -> int:
-        """The size of the file that the budget allows."""
-        if budget.max_mb is not None:
-            return int(budget.max_mb * 1e6)
-        assert budget.bits_per_weight is not None
-        tensors = int(budget.bits_per_weight * self._table.num_values / 8)
-        return tensors + self._table.header_bytes + _HEADER_GROWTH_BYTES
 
     def _size(self, units: int) -> str:
         size_bytes = self._rest + self._frontier.least_cost + units * self._frontier.unit
@@ -182,8 +192,11 @@ class Allocator:
                 )
             )
         return Allocation(
-            budget=budget, tensors=tuple(tensors), size_bytes=size_bytes, predicted_kld=damage * scale
-        )  # fmt: skip
+            budget=budget,
+            tensors=tuple(tensors),
+            size_bytes=size_bytes,
+            predicted_kld=damage * scale,
+        )
 
     def _padded(self, size_bytes: int) -> int:
         return size_bytes + -size_bytes % self._table.alignment

@@ -115,10 +115,10 @@ class _Watch:
         self._head: str | None = None
         for path, module in model.named_modules():
             name = _find(names, f"{path}.weight")
-            if name is None or isinstance(module, nn.Embedding):
-                continue
             if module is head:
-                self._head = name
+                self._head = name or _name_of_head(names)
+            elif name is None or isinstance(module, nn.Embedding):
+                continue
             elif isinstance(module, nn.Linear | Conv1D):
                 self._layers[module] = name
             elif module.weight.ndim > 1:
@@ -157,6 +157,11 @@ class _Watch:
         if self._last is None or self._last[0] is not inputs:
             self._last = inputs, inputs.reshape(-1, inputs.shape[-1]).double().square_().sum(0).numpy()
         self.sums.add_squares(name, self._last[1], inputs.numel() // inputs.shape[-1])
+
+
+def _name_of_head(names: Mapping[str, str]) -> str | None:
+    """The tensor that the runtime multiplies with last, where the checkpoint calls the head by another name."""
+    return next((name for name in ("output.weight", "token_embd.weight") if name in names.values()), None)
 
 
 def _find(names: Mapping[str, str], parameter: str) -> str | None:

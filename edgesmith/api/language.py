@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, get_args
 
-from edgesmith.errors import UsageError
+from edgesmith.errors import UnsupportedError, UsageError
 from edgesmith.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from edgesmith.stages.texts import Texts
     from serve.runtime.generation import TextChunk
 
-__all__ = ["eval_language", "export_adapter", "export_genai", "export_gguf", "generate", "imatrix", "quantize_gguf"]
+__all__ = [
+    "eval_language",
+    "export_adapter",
+    "export_genai",
+    "export_gguf",
+    "generate",
+    "imatrix",
+    "quantize_gguf",
+    "verify_language",
+]
 
 NUM_CALIBRATED = 40
 """Windows of 512 tokens."""
@@ -239,7 +248,7 @@ def quantize_gguf(
         progress: Shows how far it is.
 
     Returns:
-        The artifact, and the figures of `bench.language`.
+        The artifact, and `language` → the figures.
 
     Raises:
         UsageError: a type or a tensor's name is unknown, or something that is needed was not given.
@@ -258,29 +267,56 @@ def quantize_gguf(
         texts = _texts(text, columns=columns, window=512 if data else 64)
         calibrated = _texts(calibration, num_windows=num_windows, columns=columns) if calibration else None
         matrix = _imatrix(options, reference or opened, calibrated, work, threads, progress)
-        allocation = None
+        sensitivity = None
         if options.is_allocated:
-            from edgesmith.stages.allocate import AllocateStage
-
-            if reference is None:
-                raise UsageError(
-                    f"{options.name}: the damage is measured on the checkpoint itself",
-                    mend="Name it: --against CHECKPOINT.",
-                )
-            assert calibrated is not None  # checked above
-            stage = AllocateStage(
-                checkpoint=reference, source=opened, method=options, texts=calibrated, imatrix=matrix, threads=threads
-            )
-            allocation = stage.make(_folder(work / "allocation"), progress)
+            sensitivity = _sensitivity(options, reference, opened, calibrated, matrix, work, threads, progress)
         recorded = ReferenceStage(checkpoint=reference or opened, texts=texts, threads=threads).make(
             _folder(work / "reference"), progress
         )
         return make_into(
-            GgufQuantizeStage(source=opened, method=options, imatrix=matrix, allocation=allocation, threads=threads),
+            GgufQuantizeStage(
+                source=opened,
+                method=options,
+                imatrix=matrix,
+                sensitivity=sensitivity,
+                texts=calibrated,
+                threads=threads,
+            ),
             out,
             lambda made: _language(made, recorded, texts, work / "language", threads, progress),
             progress,
         )
+
+
+def verify_language(
+    artifact: Artifact, *, against: Path, data: Path | None, threads: int = 1, progress: Progress = SILENT
+) -> dict[str, Any]:
+    """Prove an unquantized language model's artifact equal to its checkpoint: tokens, chat template, logits.
+
+    Args:
+        artifact: GGUF or genai.
+        against: The checkpoint.
+        data: Text to prove it on; packaged sentences if left out.
+        threads: Of both engines.
+        progress: Told the figures.
+
+    Raises:
+        VerificationError: they differ by more than the precision explains.
+        UnsupportedError: a GGUF artifact is quantized: how near that is, is measured, not proven.
+    """
+    from edgesmith.artifact import open_artifact
+    from edgesmith.stages.genai_export import prove_genai
+    from edgesmith.stages.gguf_export import is_unquantized, prove_gguf
+
+    opened = open_artifact(against, kinds=("checkpoint",))
+    if artifact.kind == "genai":
+        return prove_genai(artifact, opened, text=_text(data, progress), threads=threads, progress=progress)
+    if not is_unquantized(artifact):
+        raise UnsupportedError(
+            f"{artifact.path}: is quantized, so no tolerance says how near it has to be",
+            mend=f"Measure how near it is: edgesmith eval {artifact.path} --against {against} --data TEXT",
+        )
+    return prove_gguf(artifact, opened, text=_text(data, progress), threads=threads, progress=progress).to_json()
 
 
 def _imatrix(
@@ -304,6 +340,28 @@ def _imatrix(
     return ImatrixStage(model=model, texts=texts, threads=threads).make(_folder(work / "imatrix"), progress)
 
 
+def _sensitivity(
+    options: GgufQuantizeOptions,
+    checkpoint: Artifact | None,
+    source: Artifact,
+    texts: Texts | None,
+    matrix: Artifact | Path | None,
+    work: Path,
+    threads: int,
+    progress: Progress,
+) -> Artifact:
+    from edgesmith.stages.sensitivity import SensitivityStage
+
+    if checkpoint is None:
+        raise UsageError(
+            f"{options.name}: the damage is measured on the checkpoint itself",
+            mend="Name it: --against CHECKPOINT.",
+        )
+    assert texts is not None  # as the caller has checked
+    stage = SensitivityStage(checkpoint=checkpoint, source=source, texts=texts, imatrix=matrix, threads=threads)
+    return stage.make(_folder(work / "sensitivity"), progress)
+
+
 def _language(
     made: Artifact, reference: Artifact, texts: Texts, folder: Path, threads: int, progress: Progress
 ) -> dict[str, Any]:
@@ -311,7 +369,7 @@ def _language(
     from edgesmith.stages.language import LanguageStage
 
     stage = LanguageStage(artifact=made, reference=reference, texts=texts, threads=threads)
-    return LanguageEvaluation.load(stage.make(_folder(folder), progress).path).summary()
+    return {"language": LanguageEvaluation.load(stage.make(_folder(folder), progress).path).summary()}
 
 
 def eval_language(
@@ -341,6 +399,9 @@ def eval_language(
         threads: Of every engine.
         progress: Shows how far it is.
 
+    Returns:
+        `language` or `answers` → figures, JSON-able.
+
     Raises:
         DataError: the text is too short, or a row lacks a column.
     """
@@ -359,7 +420,7 @@ def eval_language(
         answers = AnswersStage(artifact=artifact, rows=rows, max_tokens=max_tokens, threads=threads)
         folder, evidence = measure_into(answers, out, progress)
         with folder:
-            return Answers.load(evidence.path).summary()
+            return {"answers": Answers.load(evidence.path).summary()}
     texts = _texts(data, num_windows=num_windows, window=window, columns=columns)
     with TemporaryDirectory(prefix="edgesmith-") as temporary:
         reference = None
@@ -369,7 +430,7 @@ def eval_language(
         stage = LanguageStage(artifact=artifact, reference=reference, texts=texts, threads=threads)
         folder, evidence = measure_into(stage, out, progress)
         with folder:
-            return LanguageEvaluation.load(evidence.path).summary()
+            return {"language": LanguageEvaluation.load(evidence.path).summary()}
 
 
 def generate(
@@ -407,11 +468,12 @@ def generate(
     """
     from edgesmith.artifact import open_artifact
     from edgesmith.stages.engines import GENERATES, open_generator
+    from serve.runtime.chat_prompt import chat_prompt
     from serve.runtime.generation import Sampling
 
     opened = open_artifact(artifact, kinds=("checkpoint", *GENERATES))
     with open_generator(opened, threads, adapters=tuple(adapters)) as engine:
-        text = _in_template(opened, prompt) if chat else prompt
+        text = chat_prompt(opened, engine, [{"role": "user", "content": prompt}]) if chat else prompt
         yield from engine.generate(
             text,
             max_tokens=max_tokens,
@@ -420,13 +482,6 @@ def generate(
             grammar=grammar,
             json_schema=json_schema,
         )
-
-
-def _in_template(artifact: Artifact, prompt: str) -> str:
-    from serve.runtime.chat_template import read_chat_template
-
-    template = read_chat_template(artifact)
-    return template.render([{"role": "user", "content": prompt}], add_generation_prompt=True)
 
 
 def _texts(path: Path, *, num_windows: int = 64, window: int = 512, columns: Mapping[str, str] | None = None) -> Texts:

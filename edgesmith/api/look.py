@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgesmith.errors import ArtifactError, DataError, VerificationError
+from edgesmith.errors import ArtifactError, DataError, UnsupportedError, VerificationError
+
+if TYPE_CHECKING:
+    from edgesmith.artifact import Artifact
+    from serve.runtime.golden_generation import GenerationCheck
 
 __all__ = ["check", "doctor", "inspect", "predict"]
 
@@ -19,12 +23,15 @@ def predict(artifact: Path, texts: Sequence[str], *, threads: int = 1) -> list[d
         DataError: there is no text.
     """
     from edgesmith.artifact import open_artifact
+    from edgesmith.stages.engines import GENERATES
     from edgesmith.tasks import load_task
     from serve.runtime import EngineOptions, open_engine
 
     if not texts:
         raise DataError("no text to answer")
-    opened = open_artifact(artifact, kinds=("onnx",))
+    opened = open_artifact(artifact, kinds=("onnx", *GENERATES))
+    if opened.kind in GENERATES:
+        raise UnsupportedError(f"{artifact}: writes text", mend="Let it: edgesmith generate ARTIFACT PROMPT.")
     task = load_task(opened.folder)
     engine = open_engine(opened, EngineOptions(threads=threads))
     answers = []
@@ -79,6 +86,7 @@ def check(artifact: Path, *, threads: int = 1) -> dict[str, Any]:
     from dataclasses import asdict
 
     from edgesmith.artifact import open_artifact
+    from edgesmith.stages.engines import GENERATES
 
     opened = open_artifact(artifact)
     if opened.manifest.step == "found":
@@ -105,8 +113,28 @@ def check(artifact: Path, *, threads: int = 1) -> dict[str, Any]:
             golden_text = (
                 f"{golden.num_rows} golden rows within {golden.max_abs_difference:.2g} (allowed {golden.tolerance:.2g})"
             )
+    elif opened.kind in GENERATES:
+        answer = _check_answer(opened, threads)
+        if answer is not None:
+            result["golden"] = asdict(answer)
+            golden_text = f"{answer.num_agreeing} of {answer.num_tokens} golden tokens the same"
     result["summary"] = f"{artifact}: {num_files} files as the manifest says; {golden_text}"
     return result
+
+
+def _check_answer(artifact: Artifact, threads: int) -> GenerationCheck | None:
+    """Let a model that writes text write its golden answer again."""
+    from edgesmith.stages.engines import open_generator
+    from serve.runtime.golden_generation import check_golden_generation
+
+    with open_generator(artifact, threads) as engine:
+        found = check_golden_generation(artifact, engine)
+    if found is not None and not found.passed:
+        raise VerificationError(
+            f"{artifact.path}: its golden answer fails here: {found.reason}",
+            mend="This processor or engine rounds differently: measure the artifact here with `edgesmith eval`.",
+        )
+    return found
 
 
 def doctor() -> dict[str, Any]:

@@ -15,7 +15,6 @@ from edgesmith.releases import locate_target
 if TYPE_CHECKING:
     from edgesmith.artifact import Artifact
     from edgesmith.stages.base import Stage
-    from export.verify import Verification
 
 __all__ = ["bench", "eval", "verify"]
 
@@ -31,8 +30,8 @@ def verify(
     seed: int = 0,
     threads: int = 1,
     progress: Progress = SILENT,
-) -> Verification:
-    """Compare an artifact with its reference on real rows.
+) -> dict[str, Any]:
+    """Compare an artifact with its reference on real rows; an unquantized language model's on a text.
 
     Args:
         artifact: What ships.
@@ -45,20 +44,28 @@ def verify(
         threads: Of the artifact's engine.
         progress: Shows how far it is.
 
+    Returns:
+        The figures, JSON-able.
+
     Raises:
         VerificationError: a tolerance of the artifact's precision is broken.
     """
+    from edgesmith.api.language import verify_language
     from edgesmith.artifact import open_artifact
+    from edgesmith.stages.engines import GENERATES
     from edgesmith.stages.verify import verify_artifact
 
+    opened = open_artifact(artifact, kinds=("onnx", *GENERATES))
+    if opened.kind != "onnx":
+        return verify_language(opened, against=against, data=data, threads=threads, progress=progress)
     return verify_artifact(
-        open_artifact(artifact, kinds=("onnx",)),
+        opened,
         open_artifact(against, kinds=("checkpoint", "onnx")),
         rows=proof_rows(data, num=num_samples, seed=seed, columns=columns, progress=progress),
         task=task,
         threads=threads,
         progress=progress,
-    )
+    ).to_json()
 
 
 def eval(  # noqa: A001

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from edgesmith.cli.show import show_verdicts
+from edgesmith.cli.show import show_facts, show_verdicts
 
 if TYPE_CHECKING:
     from edgesmith.api.load import LoadTest
@@ -14,7 +14,7 @@ __all__ = ["show_load", "show_measured"]
 
 
 def show_measured(result: Mapping[str, Any], json: bool) -> None:
-    """Show what `bench` measured."""
+    """Show what `bench` measured, or `eval` of a language model."""
     from edgesmith import console
 
     if json:
@@ -161,6 +161,53 @@ def _generation(figures: Mapping[str, Any]) -> None:
     )
 
 
+def _generation_limits(figures: Mapping[str, Any]) -> None:
+    from edgesmith import console
+    from edgesmith.units import format_bytes
+
+    console.print_facts(
+        {
+            "limit": figures["sentence"],
+            "read a token": f"{format_bytes(round(figures['bytes_per_token']))} of weights, keys and values",
+            "reading": figures["prompt_sentence"],
+        }
+    )
+
+
+def _language(figures: Mapping[str, Any]) -> None:
+    from edgesmith import console
+
+    console.say(
+        f"{figures['num_tokens']:,} tokens scored in {figures['num_windows']} windows of {figures['window_length']}, "
+        f"{figures['engine']}" + (f", against {figures['reference_engine']}" if figures["reference_engine"] else "")
+    )
+    rows = [("perplexity", figures["perplexity"], "")]
+    if "kld" in figures:
+        rows += [
+            ("perplexity of the reference", figures["reference_perplexity"], ""),
+            ("perplexity ratio", figures["perplexity_ratio"], "×"),
+            *((f"KLD {name}", value, "nats") for name, value in figures["kld"].items()),
+            ("same top token", figures["same_top"], ""),
+            ("Δp mean", figures["p_diff"]["mean"], ""),
+            ("Δp RMS", figures["p_diff"]["rms"], ""),
+        ]
+    head = ("", "figure", "±", f"bounds, {figures['confidence']:.1%} each", "")
+    console.print_table(head, [_estimated(name, value, unit) for name, value, unit in rows])
+
+
+def _estimated(name: str, value: Any, unit: str) -> tuple[str, ...]:
+    """A row of a figure with its token-wise error and its bounds, which take windows as independent."""
+    if not isinstance(value, Mapping):
+        return (name, f"{value:.5g}", "", "", unit)
+    error, lower, upper = value["error"], value["lower"], value["upper"]
+    bounds = "too few windows" if lower is None or upper is None else f"{lower:.5g} to {upper:.5g}"
+    return (name, f"{value['value']:.5g}", "" if error is None else f"{error:.2g}", bounds, unit)
+
+
+def _answers(figures: Mapping[str, Any]) -> None:
+    show_facts(dict(figures), json=False)
+
+
 def _comparison(figures: Mapping[str, Any]) -> None:
     from edgesmith import console
 
@@ -214,5 +261,8 @@ _SHOWN = {
     "throughput": _throughput,
     "sweep": _sweep,
     "generation": _generation,
+    "generation_limits": _generation_limits,
+    "language": _language,
+    "answers": _answers,
     "comparison": _comparison,
 }

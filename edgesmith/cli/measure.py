@@ -39,7 +39,7 @@ def verify(
         threads=threads,
         progress=console.ConsoleProgress(),
     )
-    show_proof(result.to_json(), json)
+    show_proof(result, json)
 
 
 def eval_command(
@@ -90,7 +90,10 @@ def eval_command(
         threads=threads,
         progress=progress,
     )
-    show_facts(result, json)
+    if result.keys() <= {"language", "answers"}:
+        show_measured(result, json)
+    else:
+        show_facts(result, json)
 
 
 def bench(

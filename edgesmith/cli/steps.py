@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgesmith.cli.figures import show_measured
 from edgesmith.cli.options import ArtifactPath, Columns, DataFile, Json, Out, Seed, TaskName, Threads, pairs
 from edgesmith.cli.show import show_proof
 from edgesmith.errors import UsageError
@@ -260,4 +261,7 @@ def _show_artifact(artifact: Any, proof: dict[str, Any], json: bool) -> None:
         return
     summary["model_bytes"] = format_bytes(artifact.model_bytes)
     console.print_facts({name: str(value) for name, value in summary.items()})
-    show_proof(proof, json=False)
+    if "language" in proof:
+        show_measured(proof, json=False)
+    else:
+        show_proof(proof, json=False)

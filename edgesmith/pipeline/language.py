@@ -10,21 +10,22 @@ from edgesmith.data import read_rows
 from edgesmith.errors import UsageError
 from edgesmith.pipeline.base import TargetResult, Walk, needed
 from edgesmith.recipe import GenaiTarget, GgufQuantizeOptions, GgufTarget
-from edgesmith.stages.allocate import AllocateStage
 from edgesmith.stages.engines import GENERATES
-from edgesmith.stages.genai_export import GenaiExportStage
+from edgesmith.stages.genai_export import GenaiExportStage, ProveGenaiStage
 from edgesmith.stages.generate import GenerateStage
 from edgesmith.stages.gguf_export import GgufExportStage, ProveGgufStage
 from edgesmith.stages.gguf_quantize import GgufQuantizeStage
 from edgesmith.stages.imatrix import ImatrixSource, ImatrixStage
 from edgesmith.stages.language import AnswersStage, LanguageStage, ReferenceStage
 from edgesmith.stages.rows import Rows
+from edgesmith.stages.sensitivity import SensitivityStage
 from edgesmith.stages.texts import Texts
 
 __all__ = ["LanguageWalk"]
 
 NUM_TIMED = 64
 NUM_CALIBRATED = 40
+PROMPT_TOKENS = 128
 CALIBRATION_WINDOW = 512
 
 
@@ -92,12 +93,12 @@ class LanguageWalk(Walk):
             self.data_file(quantize.imatrix, f"targets.{name}.quantize.imatrix")
         for tensor_type in quantize.tensor_types.values():
             find_tensor_type(tensor_type)
-        if quantize.type is not None and find_file_type(quantize.type).needs_imatrix:
-            if not self._wants_imatrix(quantize):
-                raise UsageError(
-                    f"targets.{name}: {quantize.type} needs an importance matrix",
-                    mend="Set data.calibration, a file of real text, and leave imatrix out.",
-                )
+        needs = quantize.type is not None and find_file_type(quantize.type).needs_imatrix
+        if needs and not self._wants_imatrix(quantize):
+            raise UsageError(
+                f"targets.{name}: {quantize.type} needs an importance matrix",
+                mend="Set data.calibration, a file of real text, and leave imatrix out.",
+            )
 
     def check_data(self, checkpoint: Artifact) -> None:
         """Read prompts before the long steps, so that a bad row is found at once."""
@@ -142,9 +143,20 @@ class LanguageWalk(Walk):
             f"{name}: export",
             f"onnxruntime-genai {precision}",
             [("checkpoint", checkpoint)],
-            lambda: GenaiExportStage(checkpoint=needed(checkpoint), target=target),
+            lambda: GenaiExportStage(checkpoint=needed(checkpoint), target=target, threads=self.recipe.measure.threads),
         )
-        return artifact, artifact, {}
+        proof = self.walker.step(
+            f"{name}: verify",
+            "tokenizer and logits against the checkpoint",
+            [("checkpoint", checkpoint), ("artifact", artifact)],
+            lambda: ProveGenaiStage(
+                checkpoint=needed(checkpoint),
+                artifact=needed(artifact),
+                texts=self._texts,
+                threads=self.recipe.measure.threads,
+            ),
+        )
+        return artifact, artifact, {"verify": proof}
 
     def _gguf(
         self, name: str, target: GgufTarget, checkpoint: Artifact | None
@@ -174,8 +186,13 @@ class LanguageWalk(Walk):
         return artifact, unquantized, {"verify": proof}
 
     def _wants_imatrix(self, method: GgufQuantizeOptions) -> bool:
-        """Left out, it is used where there is text to measure it on."""
-        return self._calibration is not None if method.imatrix is None else bool(method.imatrix)
+        """Left out, it is used where there is text to measure it on, and a type that it changes."""
+        from compress.gguf.types import TENSOR_TYPES, find_file_type
+
+        if method.imatrix is not None:
+            return bool(method.imatrix)
+        matters = method.type is None or TENSOR_TYPES[find_file_type(method.type).tensor_type].uses_imatrix
+        return matters and self._calibration is not None
 
     def _quantize(
         self, name: str, method: GgufQuantizeOptions, checkpoint: Artifact | None, source: Artifact | None
@@ -187,19 +204,20 @@ class LanguageWalk(Walk):
         elif self._wants_imatrix(method):
             imatrix = measured = self._imatrix(name, checkpoint)
             needs.append(("imatrix", measured))
-        allocation = None
+        sensitivity = None
         if method.is_allocated:
-            allocation = self._allocate(name, method, checkpoint, source, imatrix)
-            needs.append(("allocation", allocation))
+            sensitivity = self._sensitivity(name, checkpoint, source, imatrix)
+            needs.append(("sensitivity", sensitivity))
         return self.walker.step(
             f"{name}: quantize",
-            method.name + (", importance matrix" if imatrix is not None or self._wants_imatrix(method) else ""),
+            method.name + (", importance matrix" if self._wants_imatrix(method) else ""),
             needs,
             lambda: GgufQuantizeStage(
                 source=needed(source),
                 method=method,
                 imatrix=imatrix,
-                allocation=allocation,
+                sensitivity=sensitivity,
+                texts=self._calibration if method.max_mean_kld is not None else None,
                 threads=self.recipe.measure.threads,
             ),
         )
@@ -214,10 +232,9 @@ class LanguageWalk(Walk):
             lambda: ImatrixStage(model=needed(checkpoint), texts=texts, threads=self.recipe.measure.threads),
         )
 
-    def _allocate(
+    def _sensitivity(
         self,
         name: str,
-        method: GgufQuantizeOptions,
         checkpoint: Artifact | None,
         source: Artifact | None,
         imatrix: ImatrixSource | None,
@@ -225,13 +242,12 @@ class LanguageWalk(Walk):
         texts = self._calibration
         assert texts is not None  # as the recipe has checked
         return self.walker.step(
-            f"{name}: choose types",
-            f"{method.name}, by the damage measured on {texts.path.name}",
+            f"{name}: sensitivity",
+            f"what each tensor's rounding does, on {texts.path.name}",
             [("checkpoint", checkpoint), ("source", source)],
-            lambda: AllocateStage(
+            lambda: SensitivityStage(
                 checkpoint=needed(checkpoint),
                 source=needed(source),
-                method=method,
                 texts=texts,
                 imatrix=imatrix,
                 threads=self.recipe.measure.threads,
@@ -274,11 +290,10 @@ class LanguageWalk(Walk):
 
     def _bench(self, name: str, artifact: Artifact | None) -> Artifact | None:
         measure = self.recipe.measure
-        path, key = (
-            (self.recipe.data.prompts, "data.prompts")
-            if self.recipe.data.prompts
-            else (self.recipe.data.eval, "data.eval")
-        )
+        # The user's own prompts as they are; otherwise prompts of one length, cut from the text.
+        asks = self.recipe.data.prompts is not None and measure.length is None
+        path, key = (self.recipe.data.prompts, "data.prompts") if asks else (self.recipe.data.eval, "data.eval")
+        assert path is not None  # as just asked
         return self.walker.step(
             name,
             f"token by token, {measure.threads} thread(s)",
@@ -287,7 +302,7 @@ class LanguageWalk(Walk):
                 artifact=needed(artifact),
                 rows=self.rows(path, NUM_TIMED, key),
                 threads=measure.threads,
-                length=measure.length,
+                length=None if asks else measure.length or PROMPT_TOKENS,
                 max_tokens=measure.max_tokens,
                 seconds=measure.seconds,
             ),

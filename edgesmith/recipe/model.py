@@ -101,8 +101,8 @@ class Measure(Strict):
     threads: Annotated[int, Field(ge=1)] = 1
     """Threads of the engine; one thread is what an edge box or a busy server gives a request."""
     length: Annotated[int | None, Field(ge=2)] = None
-    """Tokens of every timed request, made of real text; each row's own length when left out. Of a language model's
-    prompts: 128 when left out."""
+    """Tokens of every timed request, made of real text; each row's own length when left out. A language
+    model's prompts are cut from data.eval: 128 tokens when left out, unless there are data.prompts."""
     seconds: Positive | None = None
     """How long each scenario, and the comparison with the baseline, is timed. Left out, long enough for the usual
     verdicts: 15 to 30 s, and as many requests as the gates' percentiles need."""

@@ -147,12 +147,10 @@ class GenaiQuantizeOptions(Strict):
     """Bits of the weights of matrix multiplications."""
     block_size: Literal[16, 32, 64, 128, 256] = 32
     """Weights that share a scale: fewer are nearer, more are smaller."""
-    head: Literal["int4", "int8"] | None = None
-    """Bits of the last matrix, which the embeddings share where the model ties them; those of `method` when left
-    out."""
-    sensitive: Literal["int4", "int8"] | None = None
-    """Bits of the layers that rounding harms most: the first and last eighth, and every third between; those of
-    `method` when left out."""
+    head: Literal["int4", "int8"] = "int8"
+    """Bits of the last matrix, which the embeddings share where the model ties them."""
+    sensitive: Literal["int4", "int8"] = "int8"
+    """Bits of the layers that rounding harms most: the first and last eighth, and every third between."""
 
 
 class GenaiTarget(Strict):

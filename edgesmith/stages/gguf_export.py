@@ -186,8 +186,7 @@ def prove_gguf(
     from export.gguf.tokenizer_parity import check_tokenizer
 
     file = gguf_path(artifact)
-    precision = artifact.manifest.precision
-    dtype: FloatType = next((name for name in _STORED.values() if _PRECISIONS[name] == precision), "f32")
+    dtype = file_dtype(file)
     tokenizer = check_tokenizer(checkpoint.folder, file, texts=text.splitlines())
     progress.note(
         f"verify: tokenizer equal on {tokenizer.num_lines:,} lines ({tokenizer.num_tokens:,} tokens, "
@@ -214,6 +213,32 @@ def prove_gguf(
         f"{logits.same_top:.2%}"
     )
     return GgufProof(tokenizer=tokenizer, logits=logits, template=template)
+
+
+def file_dtype(path: Path) -> FloatType:
+    """The type that most of a file's weights are stored in.
+
+    Raises:
+        UnsupportedError: they are quantized.
+    """
+    from serve.runtime.gguf_file import read_gguf
+
+    sizes: dict[str, int] = {}
+    for tensor in read_gguf(path).tensors.values():
+        sizes[tensor.block_type.name] = sizes.get(tensor.block_type.name, 0) + tensor.size_bytes
+    most = max(sizes, key=lambda name: sizes[name])
+    if most not in _STORED:
+        raise UnsupportedError(f"{path}: most of its weights are quantized ({most})")
+    return _STORED[most]
+
+
+def is_unquantized(artifact: Artifact) -> bool:
+    """Whether a GGUF artifact's weights are floats."""
+    try:
+        file_dtype(gguf_path(artifact))
+    except UnsupportedError:
+        return False
+    return True
 
 
 def parity_texts(text: str) -> list[str]:

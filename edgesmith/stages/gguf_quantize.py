@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import JsonValue
 
-from edgesmith.artifact import Artifact, Kind
-from edgesmith.errors import ArtifactError, UsageError
+from edgesmith.artifact import Artifact, Kind, Manifest
+from edgesmith.errors import ArtifactError
 from edgesmith.files import atomic_write
 from edgesmith.progress import Progress
 from edgesmith.recipe import GgufQuantizeOptions
-from edgesmith.stages.allocate import ALLOCATION_FILE
 from edgesmith.stages.base import Stage
+from edgesmith.stages.engines import open_generator
 from edgesmith.stages.gguf_export import GGUF_FILE, gguf_path
 from edgesmith.stages.imatrix import ImatrixSource, imatrix_digest, imatrix_path
+from edgesmith.stages.sensitivity import SENSITIVITY_FILE
 from edgesmith.stages.side_files import close_generator
+from edgesmith.stages.texts import Texts
 from edgesmith.tasks import TEXT_GENERATION
 
 if TYPE_CHECKING:
     from compress.gguf.imatrix import Imatrix
-    from compress.gguf.quantize import GgufQuantConfig, GgufQuantResult
+    from compress.gguf.quantize import GgufQuantResult
 
 __all__ = ["GgufQuantizeStage"]
+
+_NUM_MEASURED = 16
+"""Windows on which a budget of divergence is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +47,10 @@ class GgufQuantizeStage(Stage):
     source: Artifact
     method: GgufQuantizeOptions
     imatrix: ImatrixSource | None = None
-    allocation: Artifact | None = None
-    """Types by tensor; needed without `method.type`."""
+    sensitivity: Artifact | None = None
+    """From `SensitivityStage`; needed without `method.type`."""
+    texts: Texts | None = None
+    """Calibration text; needed by a budget of divergence, which is measured on it."""
     threads: int = 1
 
     @property
@@ -56,46 +64,78 @@ class GgufQuantizeStage(Stage):
         given = {"source": self.source.digest}
         if self.imatrix is not None:
             given["imatrix"] = imatrix_digest(self.imatrix)
-        if self.allocation is not None:
-            given["allocation"] = self.allocation.digest
+        if self.sensitivity is not None:
+            given["sensitivity"] = self.sensitivity.digest
+        if self.texts is not None:
+            given["calibration"] = self.texts.digest
         return given
 
     def make(self, folder: Path, progress: Progress) -> Artifact:
         """Quantize, check that nothing but the weights changed, and say what became of each tensor."""
-        from compress.gguf.quantize import quantize_gguf
-
         source, out = gguf_path(self.source), folder / GGUF_FILE
-        result = quantize_gguf(
-            source, out, self._config(), imatrix=self._imatrix(), threads=self.threads, progress=progress
+        result = (
+            self._within_budget(source, out, progress)
+            if self.method.is_allocated
+            else self._as_preset(source, out, progress)
         )
         check_metadata(source, out)
-        self._check_budget(out)
         _tell(result, folder, progress)
         close_generator(out, folder, self.kind)
         return self.seal(folder, task=self.source.manifest.task or TEXT_GENERATION, precision=self.method.name)
 
-    def _config(self) -> GgufQuantConfig:
-        from compress.gguf.quantize import GgufQuantConfig
+    def _as_preset(self, source: Path, out: Path, progress: Progress) -> GgufQuantResult:
+        from compress.gguf.quantize import GgufQuantConfig, quantize_gguf
 
-        if self.method.type is not None:
-            return GgufQuantConfig(type=self.method.type, tensor_types=self.method.tensor_types)
-        assert self.allocation is not None  # the callers make one
-        chosen = json.loads(self.allocation.file(ALLOCATION_FILE).read_bytes())
-        return GgufQuantConfig(type=chosen["base_type"], tensor_types=chosen["tensor_types"])
+        assert self.method.type is not None  # as the caller has asked
+        config = GgufQuantConfig(type=self.method.type, tensor_types=self.method.tensor_types)
+        return quantize_gguf(source, out, config, imatrix=self._imatrix(), threads=self.threads, progress=progress)
+
+    def _within_budget(self, source: Path, out: Path, progress: Progress) -> GgufQuantResult:
+        from compress.gguf.allocate import Budget
+        from compress.gguf.fit_budget import quantize_to_budget
+        from compress.gguf.sensitivity import Sensitivity
+
+        assert self.sensitivity is not None  # the callers make one
+        method = self.method
+        made = quantize_to_budget(
+            source,
+            out,
+            Sensitivity.load(self.sensitivity.file(SENSITIVITY_FILE)),
+            Budget(bits_per_weight=method.bits_per_weight, max_mb=method.max_mb, max_mean_kld=method.max_mean_kld),
+            imatrix=self._imatrix(),
+            measure=self._measure(source, progress) if method.max_mean_kld is not None else None,
+            threads=self.threads,
+            progress=progress,
+        )
+        progress.note(f"quantize: {made.summary()}")
+        return made.result
+
+    def _measure(self, source: Path, progress: Progress) -> Callable[[Path], float]:
+        """Measure the divergence of a file from the unquantized one, on calibration text."""
+        from bench.language.measure import measure_language
+        from bench.language.reference import record_reference
+
+        assert self.texts is not None  # the callers give it
+        texts = replace(self.texts, num_windows=_NUM_MEASURED)
+        with open_generator(_bare(source), self.threads) as engine:
+            reference = record_reference(engine, texts.cut(engine), progress=progress)
+
+        def measure(path: Path) -> float:
+            with open_generator(_bare(path), self.threads) as engine:
+                found = measure_language(engine, reference.windows, reference=reference, progress=progress)
+            return found.mean_kld().value
+
+        return measure
 
     def _imatrix(self) -> Imatrix | None:
         from compress.gguf.imatrix import read_imatrix
 
         return None if self.imatrix is None else read_imatrix(imatrix_path(self.imatrix))
 
-    def _check_budget(self, out: Path) -> None:
-        """A file over its budget is not what was asked for."""
-        size = out.stat().st_size
-        if self.method.max_mb is not None and size > self.method.max_mb * 1e6:
-            raise UsageError(
-                f"the file has {size / 1e6:.2f} MB, more than max_mb {self.method.max_mb:g}",
-                mend="Allow more megabytes, or take a smaller model.",
-            )
+
+def _bare(path: Path) -> Artifact:
+    """A file that was just made; its manifest is written later."""
+    return Artifact(path=path, manifest=Manifest(kind="gguf", step="found", files=()))
 
 
 def check_metadata(source: Path, quantized: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgesmith.artifact import SIDE_FILES, Artifact, Kind, Manifest, Signature, open_artifact
+from edgesmith.artifact import SIDE_FILES, Artifact, FileEntry, Kind, Manifest, Signature, open_artifact
 from edgesmith.files import atomic_write, storage_errors
 from edgesmith.tasks import TEXT_GENERATION, Example, Task, load_task
 
@@ -17,6 +17,7 @@ __all__ = ["MODEL_FILE", "carry_files", "close_generator", "close_graph"]
 
 MODEL_FILE = "model.onnx"
 _NUM_GOLDEN = 4
+_NOT_HASHED = "0" * 64  # files that were written a moment ago are hashed once, when the manifest is written
 _GOLDEN_TOKENS = 64
 # How far another device may be from the outputs recorded here, as a share of the largest output. Integer kernels
 # round alike on VNNI and Arm; x86 without VNNI saturates, is several times further off, and is to be noticed.
@@ -79,7 +80,11 @@ def close_generator(model: Path, folder: Path, kind: Kind) -> None:
     from serve.runtime.golden_generation import write_golden_generation
 
     atomic_write(folder / "task.json", json.dumps({"task": TEXT_GENERATION}, indent=1) + "\n")
-    just_made = Artifact(path=model, manifest=Manifest(kind=kind, step="found", files=()))  # not hashed before its end
+    files = tuple(
+        FileEntry(path=path.name, size_bytes=path.stat().st_size, sha256=_NOT_HASHED)
+        for path in sorted(folder.iterdir())
+    )
+    just_made = Artifact(path=model, manifest=Manifest(kind=kind, step="found", files=files))
     engine = open_generation_engine(just_made)
     try:
         write_golden_generation(folder, engine)

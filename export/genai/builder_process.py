@@ -55,7 +55,7 @@ def _build(request: dict[str, Any]) -> list[str]:
 
 
 def _state_positions(config: Any) -> None:
-    """Say rotary positions as the builder reads them: transformers 5 keeps them by kind of layer, and names no `type`."""
+    """Say rotary positions as the builder reads them: transformers 5 keeps them by kind of layer, without `type`."""
     rope = getattr(config, "rope_parameters", None)
     if not isinstance(rope, dict):
         return

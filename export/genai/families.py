@@ -14,14 +14,15 @@ ARCHITECTURES = (
     "Gemma2ForCausalLM",
     "Gemma3ForCausalLM",
     "GemmaForCausalLM",
+    "GraniteForCausalLM",
     "LlamaForCausalLM",
     "MistralForCausalLM",
     "Phi3ForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
-    "SmolLM3ForCausalLM",
 )
-_ROPES = ("default", "linear", "llama3", "yarn", "longrope")
+# The builder takes `linear` too, and gives wrong logits; others end it.
+_ROPES = ("default", "llama3", "longrope")
 
 
 def check_architecture(folder: Path, config: Mapping[str, Any]) -> None:
@@ -49,10 +50,17 @@ def check_architecture(folder: Path, config: Mapping[str, Any]) -> None:
             mend="Use `format: gguf` for this model.",
         )
     for key in ("rope_scaling", "rope_parameters"):
-        rope = config.get(key)
-        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else "default"
-        if kind not in _ROPES:
-            raise UnsupportedError(
-                f"{path}: {key} is of type {kind!r}; onnxruntime-genai's builder knows {', '.join(_ROPES)}",
-                mend="Use `format: gguf` for this model.",
-            )
+        for kind in _rope_kinds(config.get(key)):
+            if kind not in _ROPES:
+                raise UnsupportedError(
+                    f"{path}: {key} is of type {kind!r}; onnxruntime-genai's builder is right for {', '.join(_ROPES)}",
+                    mend="Use `format: gguf` for this model.",
+                )
+
+
+def _rope_kinds(rope: Any) -> list[Any]:
+    """Kinds of rotary positions that a configuration names, for all layers or by kind of layer."""
+    if not isinstance(rope, Mapping):
+        return []
+    nested = [part for part in rope.values() if isinstance(part, Mapping)]
+    return [part.get("rope_type", part.get("type", "default")) for part in nested or [rope]]

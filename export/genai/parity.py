@@ -84,7 +84,8 @@ def check_logits(
     reference, engine = TorchGenerationEngine(checkpoint, threads=threads), open_genai(folder, threads=threads)
     klds, tops = [], []
     try:
-        ids = [one for text in texts if (one := reference.tokenize(text)[:max_tokens])]
+        longest = min(max_tokens, engine.context_length)
+        ids = [one for text in texts if (one := reference.tokenize(text)[:longest])]
         if sum(map(len, ids)) < 2:
             raise UsageError("the texts have fewer than two tokens", mend="Give real text.")
         for one in ids:

@@ -83,13 +83,13 @@ def run_builder(
             errors="replace",
             env=_environment(work, threads),
         )
-    try:
-        with progress.bar("build for onnxruntime-genai", num_steps) as advance:
-            lines, warned = _follow(process.stdout or (), advance)
-        process.wait()
-    finally:
-        process.kill()
-        process.wait()
+    with process:
+        try:
+            with progress.bar("build for onnxruntime-genai", num_steps) as advance:
+                lines, warned = _follow(process.stdout or (), advance)
+            process.wait()
+        finally:
+            process.kill()
     return _result(work / "result.json", process.returncode, lines, warned)
 
 

@@ -13,7 +13,7 @@ from edgesmith.errors import UnsupportedError, UsageError
 from edgesmith.files import publish_folder, storage_errors, temporary_sibling
 from edgesmith.progress import SILENT, Progress
 from export.genai.families import check_architecture
-from export.genai.quant_config import GenaiQuantConfig, Precision
+from export.genai.quant_config import GenaiQuantConfig, Precision, check_blocks
 from export.genai.run_builder import require_builder, run_builder
 from export.gguf.tokenizer_file import TokenizerFile
 
@@ -89,22 +89,23 @@ def to_genai(
     quantize = _quantize_options(precision, quantize)
     opened = _open(checkpoint)
     tokenizer = TokenizerFile(checkpoint)
+    if quantize is not None:
+        check_blocks(opened, quantize)
     require_builder()
     work = temporary_sibling(out_folder)
     try:
         with storage_errors(work):
             for name in ("out", "cache"):
                 (work / name).mkdir(parents=True)
-        layers = _num_layers(opened.config)
         run = run_builder(
             _request(opened, work, precision, quantize),
             work=work,
-            num_steps=layers + 2 + (layers * _MATRICES_A_LAYER + 1 if quantize else 0),
+            num_steps=_num_steps(opened.config, quantize),
             threads=threads,
             progress=progress,
         )
         _carry(checkpoint, work / "out")
-        config = _write_config(work / "out", tokenizer)
+        config, limits = _write_config(work / "out", tokenizer)
         publish_folder(work / "out", out_folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -119,7 +120,7 @@ def to_genai(
         context_length=int(config["model"]["context_length"]),
         peak_bytes=run.peak_bytes,
         notes=run.notes,
-        left_out=_left_out(checkpoint, files),
+        left_out=(*_left_out(checkpoint, files), *limits),
     )
 
 
@@ -149,9 +150,12 @@ def _open(folder: Path) -> Checkpoint:
     return opened
 
 
-def _num_layers(config: dict[str, Any]) -> int:
+def _num_steps(config: dict[str, Any], quantize: GenaiQuantConfig | None) -> int:
+    """Lines that the builder prints as it goes on: of layers, and of matrices by one of the algorithms."""
     found = config.get("num_hidden_layers")
-    return found if type(found) is int and found > 0 else 1
+    layers = found if type(found) is int and found > 0 else 1
+    says_matrices = quantize is not None and quantize.chosen_algorithm == "default"
+    return layers + 3 + (layers * _MATRICES_A_LAYER + 1 if says_matrices else 0)
 
 
 def _request(
@@ -178,16 +182,28 @@ def _carry(source: Path, out: Path) -> None:
                 shutil.copyfile(path, target)
 
 
-def _write_config(out: Path, tokenizer: TokenizerFile) -> dict[str, Any]:
-    """Put the configuration into one form, with every end token of the checkpoint."""
+def _write_config(out: Path, tokenizer: TokenizerFile) -> tuple[dict[str, Any], list[str]]:
+    """Put the configuration into one form, with every end token of the checkpoint; what that leaves out."""
     path = out / CONFIG
     config = read_json(path)
+    model, left_out = config["model"], list[str]()
     stated = tokenizer.generation.get("eos_token_id")
     if isinstance(stated, (int, list)):
-        config["model"]["eos_token_id"] = stated
+        model["eos_token_id"] = stated
+    window = model["decoder"].get("sliding_window")
+    if window and len(window["layers"]) in (0, model["decoder"]["num_hidden_layers"]):
+        # Where the configuration names no layers, the builder's attention has no window, but its cache has one. Up to
+        # the window's length there is no difference.
+        size = min(window["window_size"], model["context_length"])
+        left_out.append(
+            f"texts of more than {size} tokens, of the {model['context_length']} that the model takes: the runtime "
+            "cannot read what is longer than the window of all layers"
+        )
+        model["context_length"] = config["search"]["max_length"] = size
+        del model["decoder"]["sliding_window"]
     with storage_errors(path):
         path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
-    return config
+    return config, left_out
 
 
 def _left_out(checkpoint: Path, files: dict[str, int]) -> tuple[str, ...]:

@@ -37,8 +37,8 @@ class OwnTokenizer:
             return ""
         return (
             f"onnxruntime-genai's own tokenizer splits {self.num_different} of {self.num_lines} lines otherwise, "
-            f"{self.num_invalid} of them into tokens that do not exist; split text with `tokenizers` and tokenizer.json, "
-            "as the engine here does"
+            f"{self.num_invalid} of them into tokens that do not exist; split text with "
+            "`tokenizers` and tokenizer.json, as the engine here does"
         )
 
 

@@ -18,7 +18,7 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from numpy.typing import NDArray
 
 from compress.adapter import AdapterSpec, check_recorded_base, open_adapter
-from compress.checkpoint import open_checkpoint
+from compress.checkpoint import Checkpoint, open_checkpoint
 from edgesmith.errors import CheckpointError, MergeError, UnsupportedError, UsageError
 from edgesmith.files import storage_errors, temporary_sibling
 from export.gguf.adapter_layers import LoraLayer, read_layers
@@ -94,7 +94,8 @@ def to_gguf_adapter(
     family = family_of(config)
     planned, _ = plan_tensors(checkpoint, config, family, "f32")
     is_tied = bool(config.get("tie_word_embeddings"))
-    tensors = _place(opened.path, layers, planned, family, is_tied)
+    shapes = {one.source: _stored_shape(checkpoint, one) for one in planned}
+    tensors = _place(opened.path, layers, planned, shapes, family, is_tied)
     alpha = layers[0].scale * layers[0].rank
     num_rescaled = sum(abs(layer.scale * layer.rank / alpha - 1) > 1e-9 for layer in layers)
     size_bytes = _write(out_file, family.architecture, tensors, alpha, dtype, name)
@@ -116,7 +117,12 @@ _Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 def _place(
-    path: Path, layers: Sequence[LoraLayer], planned: Sequence[PlannedTensor], family: Family, is_tied: bool
+    path: Path,
+    layers: Sequence[LoraLayer],
+    planned: Sequence[PlannedTensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    family: Family,
+    is_tied: bool,
 ) -> dict[str, _Pair]:
     """Name of a weight in the base's file → its two matrices, in the order of the base."""
     places: dict[str, list[PlannedTensor]] = {}
@@ -129,7 +135,7 @@ def _place(
         if not wanted:
             raise _no_place(path, layer, is_tied)
         for tensor in wanted:
-            found[tensor.name] = _matrices(path, layer, tensor, alpha, is_tied)
+            found[tensor.name] = _matrices(path, layer, tensor, shapes[tensor.source], alpha, is_tied)
     order = {tensor.name: index for index, tensor in enumerate(planned)}
     if not any(b.any() and a.any() for a, b in found.values()):
         raise CheckpointError(
@@ -159,39 +165,36 @@ def _no_place(path: Path, layer: LoraLayer, is_tied: bool) -> MergeError | Unsup
     )
 
 
-def _matrices(path: Path, layer: LoraLayer, tensor: PlannedTensor, alpha: float, is_tied: bool) -> _Pair:
+def _stored_shape(checkpoint: Checkpoint, tensor: PlannedTensor) -> tuple[int, ...]:
+    """Of the base's weight as [O, I]."""
+    shape = checkpoint.entries[tensor.source].shape
+    return shape[::-1] if tensor.transposed else shape
+
+
+def _matrices(
+    path: Path, layer: LoraLayer, tensor: PlannedTensor, stored: tuple[int, ...], alpha: float, is_tied: bool
+) -> _Pair:
     """A and B as llama.cpp wants them, with a layer's own scale in B."""
     a_RI, b_OR = layer.read()
-    if layer.is_embedding:
-        if is_tied:
-            raise UnsupportedError(
-                f"{path}: changes the embeddings, which are tied to the head: at run time both would change",
-                mend=_MERGE,
-            )
-        shape: tuple[int, ...] = (a_RI.shape[1], b_OR.shape[0])  # [V, E]
-    else:
-        shape = (b_OR.shape[0], a_RI.shape[1])  # [O, I]
-    rows = getattr(tensor, "rows", None)
-    if rows is not None and (layer.is_embedding or shape[0] <= rows.max()):
-        raise _other_base(path, layer, tensor, shape)
-    if rows is not None:
-        b_OR = b_OR[rows]
-        shape = (len(rows), shape[1])
-    if shape != tuple(tensor.shape):
-        raise _other_base(path, layer, tensor, shape)
+    if layer.is_embedding and is_tied:
+        raise UnsupportedError(
+            f"{path}: changes the embeddings, which are tied to the head: at run time both would change",
+            mend=_MERGE,
+        )
+    shape = (a_RI.shape[1], b_OR.shape[0]) if layer.is_embedding else (b_OR.shape[0], a_RI.shape[1])
+    if shape != stored or (layer.is_embedding and shape != tensor.shape):
+        raise MergeError(
+            f"{path}: its change of {layer.module!r} has shape {list(shape)}, the weight of the base {list(stored)}",
+            mend="Use the base that the adapter was trained on.",
+        )
+    if tensor.rows is not None:
+        b_OR = b_OR[tensor.rows]
     factor = layer.scale * layer.rank / alpha
     if abs(factor - 1) > 1e-9:
         b_OR = b_OR * np.float32(factor)
     if tensor.name == _EMBEDDINGS and layer.is_embedding:
         a_RI = a_RI.T  # looked up by rows, a row for each token
     return np.ascontiguousarray(a_RI), np.ascontiguousarray(b_OR)
-
-
-def _other_base(path: Path, layer: LoraLayer, tensor: PlannedTensor, shape: Sequence[int]) -> MergeError:
-    return MergeError(
-        f"{path}: its change of {layer.module!r} has shape {list(shape)}, the weight of the base {list(tensor.shape)}",
-        mend="Use the base that the adapter was trained on.",
-    )
 
 
 def _write(path: Path, architecture: str, tensors: Mapping[str, _Pair], alpha: float, dtype: str, name: str) -> int:

@@ -26,6 +26,11 @@ def encode(checkpoint: Checkpoint, tensor: PlannedTensor) -> Iterator[bytes | me
     Raises:
         CheckpointError: a value is NaN or infinite, or too large for the type.
     """
+    for part in tensor.experts or (tensor,):
+        yield from _encode_one(checkpoint, part)
+
+
+def _encode_one(checkpoint: Checkpoint, tensor: PlannedTensor) -> Iterator[bytes | memoryview]:
     stored = checkpoint.entries[tensor.source].dtype
     for values in _pieces(checkpoint, tensor):
         numbers = read_values(values, stored)

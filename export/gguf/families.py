@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import gguf
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,8 +19,13 @@ from export.gguf.family_settings import (
     gemma3_settings,
     gpt2_settings,
     gpt_neox_settings,
+    granite_settings,
     llama_settings,
+    mixtral_settings,
+    olmoe_settings,
     phi3_settings,
+    qwen2_moe_settings,
+    qwen3_moe_settings,
     qwen_settings,
     smollm3_settings,
     xlm_roberta_settings,
@@ -86,12 +94,27 @@ _FUSED_HEADS = (Change(pattern=r"\.query_key_value\.(weight|bias)", rows=_fused)
 _HEADS_OF_ENCODERS = (r"pooler\..*", r"cls\..*", r"classifier\..*", r"qa_outputs\..*", r".*position_ids")
 
 _LLAMA = Family(architecture="llama", settings=llama_settings, changes=_ROTARY_PAIRS, unused=_BUFFERS)
+_ROBERTA = Family(
+    architecture="bert",
+    settings=xlm_roberta_settings,
+    changes=(Change(pattern=r"position_embeddings\.weight", rows=_positions_after_padding),),
+    unused=(*_HEADS_OF_ENCODERS, r"lm_head\..*"),
+    rename={"roberta.": ""},
+    is_encoder=True,
+)
 
 FAMILIES: Mapping[str, Family] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
+    "mixtral": Family(architecture="llama", settings=mixtral_settings, changes=_ROTARY_PAIRS, unused=_BUFFERS),
+    "granite": Family(
+        architecture="granite", settings=granite_settings, changes=_ROTARY_PAIRS, unused=_BUFFERS
+    ),
     "qwen2": Family(architecture="qwen2", settings=qwen_settings, unused=_BUFFERS),
     "qwen3": Family(architecture="qwen3", settings=qwen_settings, unused=_BUFFERS),
+    "qwen2_moe": Family(architecture="qwen2moe", settings=qwen2_moe_settings, unused=_BUFFERS),
+    "qwen3_moe": Family(architecture="qwen3moe", settings=qwen3_moe_settings, unused=_BUFFERS),
+    "olmoe": Family(architecture="olmoe", settings=olmoe_settings, unused=_BUFFERS),
     "smollm3": Family(architecture="smollm3", settings=smollm3_settings, changes=_ROTARY_PAIRS, unused=_BUFFERS),
     "gemma2": Family(architecture="gemma2", settings=gemma2_settings, changes=_ONE_PLUS_WEIGHT),
     "gemma3_text": Family(
@@ -120,14 +143,8 @@ FAMILIES: Mapping[str, Family] = {
         rename={"bert.": ""},
         is_encoder=True,
     ),
-    "xlm-roberta": Family(
-        architecture="bert",
-        settings=xlm_roberta_settings,
-        changes=(Change(pattern=r"position_embeddings\.weight", rows=_positions_after_padding),),
-        unused=(*_HEADS_OF_ENCODERS, r"lm_head\..*"),
-        rename={"roberta.": ""},
-        is_encoder=True,
-    ),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
 }  # fmt: skip
 """By the name that transformers gives to the architecture."""
 
@@ -141,7 +158,17 @@ def family_of(config: ModelConfig) -> Family:
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise UnsupportedError(
-            f"{config.path}: the architecture {config.model_type!r} cannot be converted to GGUF here",
-            mend=f"These can: {', '.join(sorted(FAMILIES))}. For another, name a converter of your own.",
+            f"{config.path}: the architecture {config.model_type!r} cannot be converted to GGUF here{_nearest(config)}",
+            mend=f"Name a converter that knows it with `converter:` in the target, such as a llama.cpp checkout. "
+            f"Known here: {', '.join(sorted(FAMILIES))}.",
         )
     return family
+
+
+def _nearest(config: ModelConfig) -> str:
+    near = difflib.get_close_matches(config.model_type, FAMILIES, n=1, cutoff=0.5)
+    known = {name.replace("-", "").replace("_", "") for name in gguf.MODEL_ARCH_NAMES.values()}
+    by_runtime = re.sub("[-_]|text$", "", config.model_type) in known
+    return (f"; the nearest that can is {near[0]!r}" if near else "") + (
+        "; llama.cpp itself knows it" if by_runtime else ""
+    )

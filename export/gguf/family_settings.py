@@ -19,8 +19,13 @@ __all__ = [
     "gemma3_settings",
     "gpt2_settings",
     "gpt_neox_settings",
+    "granite_settings",
     "llama_settings",
+    "mixtral_settings",
+    "olmoe_settings",
     "phi3_settings",
+    "qwen2_moe_settings",
+    "qwen3_moe_settings",
     "qwen_settings",
     "smollm3_settings",
     "xlm_roberta_settings",
@@ -55,6 +60,64 @@ def _gated_decoder(config: ModelConfig) -> tuple[Metadata, Rope]:
     return _transformer(config) | _grouped_attention(config) | rope.settings, rope
 
 
+def _experts(config: ModelConfig, *, count: str, feed_forward: str | None, normalizes: bool | None) -> Metadata:
+    """A router with experts in every layer.
+
+    Args:
+        config: Of the model.
+        count: Key of their number.
+        feed_forward: Key of one expert's width; None where it is that of the model.
+        normalizes: Whether the runtime makes the weights of the chosen ones add up to 1; None where the checkpoint
+            cannot say otherwise.
+    """
+    config.require("hidden_act", "silu", "swish", why=_COMPUTES)
+    if normalizes is not None:
+        config.require("norm_topk_prob", normalizes, why=_COMPUTES)
+    config.require("mlp_only_layers", None, [], why="llama.cpp has experts in every layer here, which is")
+    config.require("decoder_sparse_step", None, 1, why="llama.cpp has experts in every layer here, which is")
+    settings: Metadata = {
+        "expert_count": config.integer(count),
+        "expert_used_count": config.integer("num_experts_per_tok"),
+    }
+    if feed_forward:
+        settings["expert_feed_forward_length"] = config.integer(feed_forward)
+    return settings
+
+
+def mixtral_settings(config: ModelConfig) -> tuple[Metadata, Rope, list[str]]:
+    """Mixtral: Llama with experts."""
+    settings, rope, left_out = llama_settings(config)
+    return settings | _experts(config, count="num_local_experts", feed_forward=None, normalizes=None), rope, left_out
+
+
+def qwen3_moe_settings(config: ModelConfig) -> tuple[Metadata, Rope, list[str]]:
+    """Qwen 3 with experts."""
+    settings, rope, left_out = qwen_settings(config)
+    experts = _experts(config, count="num_local_experts", feed_forward="moe_intermediate_size", normalizes=True)
+    return settings | experts, rope, left_out
+
+
+def qwen2_moe_settings(config: ModelConfig) -> tuple[Metadata, Rope, list[str]]:
+    """Qwen 1.5 and 2 with experts, one of which every token goes through."""
+    settings, rope, left_out = qwen_settings(config)
+    experts = _experts(config, count="num_experts", feed_forward="moe_intermediate_size", normalizes=False)
+    experts["expert_shared_feed_forward_length"] = config.integer("shared_expert_intermediate_size")
+    return settings | experts, rope, left_out
+
+
+def olmoe_settings(config: ModelConfig) -> tuple[Metadata, Rope, list[str]]:
+    """OLMoE: queries and keys are normed before they are cut into heads."""
+    config.require("clip_qkv", None, why=_COMPUTES)
+    if config.num_kv_heads != config.integer("num_attention_heads"):
+        raise UnsupportedError(
+            f"{config.path}: has {config.num_kv_heads} heads of keys for {config.get('num_attention_heads')} of "
+            "queries; llama.cpp's code for this family needs as many",
+            mend="Choose another format for this checkpoint, such as onnx.",
+        )
+    settings, rope = _gated_decoder(config)
+    return settings | _experts(config, count="num_experts", feed_forward=None, normalizes=False), rope, []
+
+
 def llama_settings(config: ModelConfig) -> tuple[Metadata, Rope, list[str]]:
     """Llama and Mistral."""
     settings, rope = _gated_decoder(config)
@@ -62,14 +125,26 @@ def llama_settings(config: ModelConfig) -> tuple[Metadata, Rope, list[str]]:
     if window is None or window >= config.integer("max_position_embeddings"):
         return settings, rope, []
     settings["context_length"] = config.integer("sliding_window")
+    return settings, rope, [_window_note(window)]
+
+
+def _window_note(window: int) -> str:
     return (
-        settings,
-        rope,
-        [
-            f"attention beyond the sliding window of {window} tokens: llama.cpp has no window for this family, so the "
-            "file states the window as its context, within which both are the same"
-        ],
+        f"attention beyond the sliding window of {window} tokens: llama.cpp computes none for this family, so the file "
+        "states the window as its context, within which both are the same"
     )
+
+
+def granite_settings(config: ModelConfig) -> tuple[Metadata, Rope, list[str]]:
+    """Granite 3: Llama with four constant factors."""
+    settings, rope, left_out = llama_settings(config)
+    factors = {
+        "attention.scale": "attention_multiplier",
+        "embedding_scale": "embedding_multiplier",
+        "residual_scale": "residual_multiplier",
+        "logit_scale": "logits_scaling",
+    }
+    return settings | {name: config.number(key) for name, key in factors.items()}, rope, left_out
 
 
 def qwen_settings(config: ModelConfig) -> tuple[Metadata, Rope, list[str]]:
@@ -159,7 +234,7 @@ def phi3_settings(config: ModelConfig) -> tuple[Metadata, Rope, list[str]]:
     if window is None or window >= config.integer("max_position_embeddings"):
         return settings, rope, []
     settings["context_length"] = config.integer("sliding_window")
-    return settings, rope, [f"attention beyond the sliding window of {window} tokens: it is stated as the context"]
+    return settings, rope, [_window_note(window)]
 
 
 def gpt2_settings(config: ModelConfig) -> tuple[Metadata, Rope, list[str]]:

@@ -122,7 +122,8 @@ def load_config(folder: Path) -> ModelConfig:
     except (KeyError, ImportError, ValueError) as error:
         raise UnsupportedError(
             f"{path}: transformers cannot read this configuration: {_first_line(error)}",
-            mend="Use a checkpoint whose architecture transformers itself has.",
+            mend="Use a checkpoint whose architecture transformers itself has, or name a converter that knows it with "
+            "`converter:` in the target.",
         ) from error
     except Exception as error:  # its validators raise classes of their own
         raise CheckpointError(f"{path}: {_first_line(error)}", mend=_MEND) from error

@@ -78,7 +78,8 @@ def find_pre_tokenizer(pre_tokenizer: Mapping[str, Any] | None, *, ignore_merges
         raise UnsupportedError(
             f"{path}: no pre-tokenizer of llama.cpp is known to split as this tokenizer does (ignore_merges "
             f"{str(ignore_merges).lower()}):\n{shown}",
-            mend="Name a converter of your own if llama.cpp has it; a similar one would change tokens unnoticed.",
+            mend="If llama.cpp has it, name its converter with `converter:` in the target; a similar one would change "
+            "tokens unnoticed.",
         )
     return name
 

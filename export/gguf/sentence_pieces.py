@@ -18,7 +18,7 @@ __all__ = ["is_byte_token", "sentence_piece_bpe", "unigram"]
 
 _SPACE = "\u2581"
 _OTHER_FORMAT = "Choose another format for this checkpoint, such as onnx."
-_NEVER = -1e9  # below every score: such a piece is made by no merge
+_NEVER = -1e9  # below every score: such a piece is chosen nowhere
 
 
 def is_byte_token(token: str) -> bool:
@@ -91,7 +91,8 @@ def unigram(file: TokenizerFile, tokens: list[str]) -> Metadata:
         UnsupportedError: it treats characters in a way that GGUF cannot say.
     """
     known = dict(file.model.get("vocab") or [])
-    scores = [float(known.get(token, 0.0)) for token in tokens]
+    added = {str(token["content"]) for token in file.added}
+    scores = [float(known.get(token, 0.0 if token in added else _NEVER)) for token in tokens]
     settings: Metadata = {"tokenizer.ggml.scores": scores, "tokenizer.ggml.remove_extra_whitespaces": False}
     for rule in file.flatten("normalizer", "normalizers"):
         match rule:

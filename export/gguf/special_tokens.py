@@ -69,6 +69,11 @@ def _ends(file: TokenizerFile, config: ModelConfig) -> Iterator[int]:
     """End tokens, the tokenizer's own first."""
     stated = file.generation.get("eos_token_id", config.get("eos_token_id"))
     listed = stated if isinstance(stated, list) else [stated]
+    if any(index is not None and type(index) is not int for index in listed):
+        raise CheckpointError(
+            f"{file.folder}: eos_token_id is {stated!r}, expected a number or a list of numbers",
+            mend="Repair generation_config.json, or config.json where there is none.",
+        )
     own = file.special_id("eos")
     yield from dict.fromkeys(index for index in (own, *listed) if type(index) is int and index >= 0)
 
@@ -148,7 +153,8 @@ def read_templates(file: TokenizerFile) -> dict[str, str]:
     for name, template in templates.items():
         if not isinstance(template, str) or len(template.encode()) > MAX_TEMPLATE_BYTES or not name.isidentifier():
             raise CheckpointError(
-                f"{file.folder}: the chat template {name!r} is no text of at most {MAX_TEMPLATE_BYTES:,} bytes",
+                f"{file.folder}: the chat template {name!r} is no text of at most {MAX_TEMPLATE_BYTES:,} bytes, or its "
+                "name is not one of letters, digits and underscores",
                 mend="Get the tokenizer again from the model's source.",
             )
     return {

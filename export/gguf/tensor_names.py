@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from compress.checkpoint import open_checkpoint
 from export.gguf.families import family_of
 from export.gguf.model_config import load_config
 from export.gguf.tensor_plan import plan_tensors
 
-__all__ = ["tensor_names"]
+__all__ = ["row_orders", "tensor_names"]
 
 _HEADS = ("lm_head.weight", "embed_out.weight")
 _EMBEDDINGS = "token_embd.weight"
@@ -38,3 +41,18 @@ def tensor_names(checkpoint: Path) -> dict[str, str]:
     if config.get("tie_word_embeddings"):
         names |= dict.fromkeys(_HEADS, _EMBEDDINGS)
     return names
+
+
+def row_orders(checkpoint: Path) -> dict[str, NDArray[np.intp]]:
+    """Name the tensors whose rows `to_gguf` moves.
+
+    Returns:
+        GGUF tensor → which row of the parameter lies at each of its rows.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or lacks tensors.
+        UnsupportedError: it cannot be converted.
+    """
+    config = load_config(checkpoint)
+    planned, _ = plan_tensors(open_checkpoint(checkpoint), config, family_of(config), "f32")
+    return {tensor.name: tensor.rows for tensor in planned if tensor.rows is not None}

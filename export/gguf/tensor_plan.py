@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import gguf
@@ -24,7 +24,15 @@ FloatType: TypeAlias = Literal["f32", "f16", "bf16"]
 _HEADS = ("lm_head.weight", "embed_out.weight")
 _READABLE = ("F32", "F16", "BF16")
 # Small, and read by code of the runtime that takes nothing narrower.
-_ALWAYS_F32 = frozenset({gguf.MODEL_TENSOR.POS_EMBD, gguf.MODEL_TENSOR.TOKEN_TYPES, gguf.MODEL_TENSOR.FFN_GATE_INP})
+_ALWAYS_F32 = frozenset(
+    {
+        gguf.MODEL_TENSOR.POS_EMBD,
+        gguf.MODEL_TENSOR.TOKEN_TYPES,
+        gguf.MODEL_TENSOR.FFN_GATE_INP,
+        gguf.MODEL_TENSOR.FFN_GATE_INP_SHEXP,
+    }
+)
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +49,8 @@ class PlannedTensor:
     rows: NDArray[np.intp] | None = None
     """Which row of the (transposed) source goes where; None: as they are."""
     offset: float = 0.0
+    experts: tuple[PlannedTensor, ...] = ()
+    """What this one stacks, in their order; `source` is that of the first."""
 
     @property
     def num_values(self) -> int:
@@ -92,6 +102,7 @@ def plan_tensors(
             )
         kind, name = found
         planned.append(_plan(checkpoint, config, family, source, name, "f32" if kind in _ALWAYS_F32 else dtype))
+    planned = _stack_experts(checkpoint, config, planned)
     _check_complete(checkpoint, config, planned, num_layers)
     for head in tied:
         _check_tied(checkpoint, head, next(one.source for one in planned if one.name == "token_embd.weight"))
@@ -102,7 +113,32 @@ def _architecture(family: Family) -> gguf.MODEL_ARCH:
     return next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == family.architecture)
 
 
+def _stack_experts(
+    checkpoint: Checkpoint, config: ModelConfig, planned: Iterable[PlannedTensor]
+) -> list[PlannedTensor]:
+    """Make one tensor of shape [experts, rows, columns] of each kind of matrix that a layer's experts have."""
+    stacked: dict[str, list[PlannedTensor]] = {}
+    for tensor in planned:
+        stacked.setdefault(tensor.name, []).append(tensor)
+    return [
+        _stack(checkpoint, config, parts) if _EXPERT.search(parts[0].source) else parts[0] for parts in stacked.values()
+    ]
+
+
+def _stack(checkpoint: Checkpoint, config: ModelConfig, parts: Sequence[PlannedTensor]) -> PlannedTensor:
+    key = "num_local_experts" if config.get("num_local_experts") is not None else "num_experts"
+    expected = [_EXPERT.sub(f".experts.{index}.", parts[0].source) for index in range(config.integer(key))]
+    if [part.source for part in parts] != expected or len({part.shape for part in parts}) > 1:
+        raise CheckpointError(
+            f"{checkpoint.path_of(parts[0].source)}: has {len(parts)} experts like {parts[0].source!r}, config.json "
+            f"asks for {len(expected)} of one shape",
+            mend="The weights and config.json are not of one model: get both from one source.",
+        )
+    return replace(parts[0], shape=(len(parts), *parts[0].shape), experts=tuple(parts))
+
+
 def _canonical(source: str, family: Family) -> str:
+    source = _EXPERT.sub(".experts.", source)
     for prefix, replacement in (family.rename or {}).items():
         if source.startswith(prefix):
             return replacement + source.removeprefix(prefix)

@@ -77,8 +77,8 @@ def to_gguf(
     peak = PeakMemory()
     opened = open_checkpoint(checkpoint)
     family = family_of(config)
-    planned, unused = plan_tensors(opened, config, family, dtype)
     settings, rope, unsaid = family.settings(config)
+    planned, unused = plan_tensors(opened, config, family, dtype)
     tokenizer = TokenizerFile(checkpoint)
     vocabulary = read_vocabulary(tokenizer, config.integer("vocab_size"))
     header, more = _header(tokenizer, config, vocabulary, name)
@@ -129,6 +129,8 @@ def _header(
         tokens["tokenizer.ggml.token_type_count"] = config.integer("type_vocab_size")
     named: Metadata = {"general.name": name} if name else {}
     header = named | generation_defaults(tokenizer) | tokens | chat_templates(tokenizer)
+    if vocabulary.num_fillers:
+        left_out.append(f"{vocabulary.num_fillers:,} rows of the embeddings without a token: named as unused, [PADn]")
     return header, left_out
 
 

@@ -27,8 +27,11 @@ class TokenizerParity:
     num_tokens: int
     num_special_tokens: int
     """Special and other added tokens, each of which stood in lines of its own."""
+    num_avoided: int = 0
+    """Lines among them that llama.cpp tokenizes differently for one of the reasons in `notes`, and that were compared
+    without what causes it. All others were compared as they are."""
     notes: tuple[str, ...] = ()
-    """What llama.cpp does otherwise, which was kept out of the lines."""
+    """What llama.cpp is known to do otherwise with this kind of tokenizer, each with its number of such lines."""
 
 
 def check_tokenizer(
@@ -55,20 +58,40 @@ def check_tokenizer(
     """
     file = TokenizerFile(checkpoint)
     added = [str(token["content"]) for token in file.added]
-    gaps = runtime_gaps(file)
-    num_lines = num_tokens = 0
+    gaps = dict.fromkeys(runtime_gaps(file), 0)
+    num_lines = num_tokens = num_avoided = 0
     with LlamaModel(gguf_file, vocab_only=True) as model:
         _check_ends(file, model)
-        for line in chain(texts, generate_lines(num_generated, special_tokens=added, seed=seed)):
-            text = functools.reduce(lambda done, gap: gap.avoid(done), gaps, line)
-            expected = file.tokenizer.encode(text).ids
-            found = model.tokenize(text, add_special=True)
+        spelled = [*added, *_fillers(file, model)]
+        for line in chain(texts, generate_lines(num_generated, special_tokens=spelled, seed=seed)):
+            text, expected, found = _tokenize(file, model, line)
+            if found != expected and (causes := [gap for gap in gaps if gap.avoid(line) != line]):
+                num_avoided += 1
+                for gap in causes:
+                    gaps[gap] += 1
+                text = functools.reduce(lambda done, gap: gap.avoid(done), causes, line)
+                text, expected, found = _tokenize(file, model, text)
             if found != expected:
                 raise _difference(file, gguf_file, text, expected, found)
             num_lines += 1
             num_tokens += len(expected)
-    notes = tuple(gap.note for gap in gaps)
-    return TokenizerParity(num_lines=num_lines, num_tokens=num_tokens, num_special_tokens=len(added), notes=notes)
+    return TokenizerParity(
+        num_lines=num_lines,
+        num_tokens=num_tokens,
+        num_special_tokens=len(added),
+        num_avoided=num_avoided,
+        notes=tuple(f"{gap.note} (in {count:,} of {num_lines:,} lines)" for gap, count in gaps.items()),
+    )
+
+
+def _tokenize(file: TokenizerFile, model: LlamaModel, text: str) -> tuple[str, list[int], list[int]]:
+    return text, file.tokenizer.encode(text).ids, model.tokenize(text, add_special=True)
+
+
+def _fillers(file: TokenizerFile, model: LlamaModel) -> list[str]:
+    """Names of the first and last number without a token: spelled in a text, they must stay text."""
+    missing = sorted(set(range(model.num_tokens)) - file.ids().keys())
+    return [f"[PAD{index}]" for index in dict.fromkeys((*missing[:1], *missing[-1:]))]
 
 
 def _check_ends(file: TokenizerFile, model: LlamaModel) -> None:

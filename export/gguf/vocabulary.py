@@ -33,6 +33,11 @@ class Vocabulary:
     settings: Metadata = field(default_factory=dict)
     """Scores, merges, flags."""
 
+    @property
+    def num_fillers(self) -> int:
+        """Numbers without a token, for which the embeddings have rows all the same."""
+        return self.types.count(TokenType.UNUSED)
+
     def metadata(self) -> Metadata:
         """All of it as the file stores it."""
         listed: Metadata = {
@@ -68,7 +73,8 @@ def read_vocabulary(file: TokenizerFile, num_embeddings: int) -> Vocabulary:
         case other:
             raise UnsupportedError(
                 f"{file.path}: a {other} tokenizer of this kind has no form in GGUF",
-                mend="Byte-level BPE, SentencePiece (BPE and Unigram) and WordPiece can be converted.",
+                mend="Byte-level BPE, SentencePiece (BPE and Unigram) and WordPiece can be converted; for others "
+                "name a converter that knows them with `converter:` in the target.",
             )
 
 
@@ -83,9 +89,18 @@ def _list_tokens(file: TokenizerFile, num_embeddings: int) -> tuple[list[str], l
         )
     tokens = [by_id.get(index, f"[PAD{index}]") for index in range(num_embeddings)]
     if len(set(tokens)) != len(tokens):
-        raise CheckpointError(f"{file.path}: a token is named like a placeholder, [PADn]")
+        raise CheckpointError(
+            f"{file.path}: a token is named like a placeholder for a number without a token, [PADn]",
+            mend="Resize the model's embeddings to the tokenizer: then no placeholders are needed.",
+        )
     types = [TokenType.NORMAL if index in by_id else TokenType.UNUSED for index in range(num_embeddings)]
     for token in file.added:
+        if by_id.get(token["id"]) != token["content"]:
+            raise CheckpointError(
+                f"{file.path}: says that {token['content']!r} has the number {token['id']}, but it loads as "
+                f"{file.tokenizer.token_to_id(token['content'])}",
+                mend="Give the tokenizer that the model was trained with.",
+            )
         types[token["id"]] = TokenType.CONTROL if token.get("special") else TokenType.USER_DEFINED
     return tokens, types
 

@@ -70,32 +70,28 @@ def render_chat(
         ArtifactError: the template is damaged, tries to escape its sandbox, or does absurdly much.
         MissingExtraError: Jinja is not installed.
     """
-    return _render(template, messages, add_generation_prompt, bos_token, eos_token, tools, variables or {}, now)
+    values = _values(messages, tools, bos_token, eos_token, now) | {"add_generation_prompt": add_generation_prompt}
+    more = {key: _plain(value) for key, value in (variables or {}).items()}
+    return _run(_compiled(template), values | more, MAX_STEPS)
 
 
-def _render(
-    template: str,
+def _values(
     messages: Sequence[Mapping[str, Any]],
-    add_generation_prompt: bool,
+    tools: Sequence[Mapping[str, Any]] | None,
     bos_token: str,
     eos_token: str,
-    tools: Sequence[Mapping[str, Any]] | None,
-    variables: Mapping[str, Any],
     now: datetime | None,
-    steps: int = MAX_STEPS,
-) -> str:
-    compiled = _compiled(template)
+) -> dict[str, Any]:
+    """What a template can read."""
     date = now or datetime.now().astimezone().replace(tzinfo=None)
-    values: dict[str, Any] = {
+    return {
         "messages": [_message(message) for message in messages],
         "tools": None if tools is None else [_plain(tool) for tool in tools],
         "documents": None,
-        "add_generation_prompt": add_generation_prompt,
         "bos_token": bos_token,
         "eos_token": eos_token,
         "strftime_now": lambda layout: date.strftime(str(layout)[:200]),
     }
-    return _run(compiled, values | {key: _plain(value) for key, value in variables.items()}, steps)
 
 
 def check_template(template: str) -> None:
@@ -114,7 +110,8 @@ def check_template(template: str) -> None:
 def _check_once(template: str) -> None:
     for messages in _TRIALS:
         try:
-            _render(template, messages, True, "<s>", "</s>", None, {}, None, TRIAL_STEPS)
+            values = _values(messages, None, "<s>", "</s>", None) | {"add_generation_prompt": True}
+            _run(_compiled(template), values, TRIAL_STEPS)
         except UsageError as error:
             if isinstance(error, MissingExtraError):
                 raise

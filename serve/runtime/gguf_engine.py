@@ -28,7 +28,7 @@ from serve.runtime.stop_strings import StopFilter
 __all__ = ["LlamaEngine", "open_engine"]
 
 MODEL_FILE = "model.gguf"
-_BATCH = 512  # Larger ones read no faster on a CPU, and take more memory.
+_BATCH = 256  # Larger ones read no faster on a CPU, and take more memory.
 _FIRST_ROOM = 1024
 
 

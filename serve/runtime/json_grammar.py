@@ -43,7 +43,7 @@ any ::= any-object | any-array | string | number | boolean | null
 any-object ::= "{" space (string ":" space any ("," space string ":" space any)*)? "}" space
 any-array ::= "[" space (any ("," space any)*)? "]" space
 string ::= "\"" char* "\"" space
-char ::= [^"\\\x00-\x1F\x7F] | "\\" (["\\/bfnrt] | "u" code)
+char ::= [^"\\\x00-\x1F\x7F\U00110000-\U001FFFFF] | "\\" (["\\/bfnrt] | "u" code)
 code ::= [0-9a-cA-CefEF] hex{3} | [dD] [0-7] hex{2}
 hex ::= [0-9a-fA-F]
 number ::= "-"? positive
@@ -128,6 +128,7 @@ class _Converter:
             return self.add(" | ".join(rules))
         if "const" in said or "enum" in said:
             return self.constants(said, place)
+        self.only(said, {"type"}.union(*_KEYWORDS.values()), place)
         types = said.get("type", self.implied_type(said))
         if isinstance(types, list):
             return self.add(" | ".join(self.typed(said, one, place, depth, shared=types) for one in types))

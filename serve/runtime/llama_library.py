@@ -170,8 +170,14 @@ class LlamaModel:
         Args:
             text: Any text.
             add_special: Add the tokens that the model wants before and after every text.
+
+        Raises:
+            UsageError: it has half of a character, or is too long for the library.
         """
-        data = text.encode()
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"the text has half a character at {error.start}") from error
         for _ in range(2):
             count = self._library.llama_tokenize(
                 self._vocabulary, data, len(data), self._buffer, len(self._buffer), add_special, True
@@ -180,6 +186,11 @@ class LlamaModel:
                 return list(self._buffer[:count])
             self._buffer = (self._library.llama_token * -count)()
         raise UsageError(f"llama.cpp cannot tokenize a text of {len(data):,} bytes")
+
+    def text_of(self, token: int) -> str:
+        """A token as the vocabulary spells it, such as `<s>`."""
+        text: bytes = self._library.llama_vocab_get_text(self._vocabulary, token)
+        return text.decode("utf-8", errors="replace")
 
     def is_end(self, token: int) -> bool:
         """Whether generation stops at a token."""

@@ -40,6 +40,8 @@ class LlamaSession:
         settings.n_ctx = num_tokens
         settings.n_batch = settings.n_ubatch = min(num_batch, num_tokens)
         settings.n_threads = settings.n_threads_batch = threads
+        # On a CPU it makes a step some 4 % slower, and a prompt as much faster.
+        settings.flash_attn_type = self._library.LLAMA_FLASH_ATTN_TYPE_DISABLED
         if hasattr(settings, "n_outputs_max"):
             settings.n_outputs_max = 1  # only the last token's logits are wanted: saves vocabulary × batch floats
         self.handle = self._library.llama_init_from_model(model.handle, settings)

@@ -163,6 +163,31 @@ def test_a_hostile_file_is_refused_with_the_numbers(case: str, tmp_path: Path) -
         read_gguf(write(tmp_path, content))
 
 
+TEMPLATES: dict[str, tuple[str, str]] = {
+    "escapes": ("{{ ''.__class__.__mro__ }}", "hostile: it reaches for '__mro__'"),
+    "escapes while it runs": ("{{ messages|attr('__cla' ~ 'ss__') }}", "hostile: it reaches for '__class__' of a list"),
+    "works without end": ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "steps"),
+    "reads files": ("{% include '/etc/passwd' %}", "hostile: it uses include"),
+    "is damaged": ("{% for %}", "damaged in line 1"),
+    "is too long": ("x" * 300_000, "longer than 262,144 bytes"),
+}
+
+
+@pytest.mark.parametrize("key", ["tokenizer.chat_template", "tokenizer.chat_template.tool_use"])
+@pytest.mark.parametrize("case", TEMPLATES)
+def test_a_hostile_chat_template_is_refused(case: str, key: str, tmp_path: Path) -> None:
+    pytest.importorskip("jinja2", reason="jinja2 is not installed: nothing could render it")
+    template, message = TEMPLATES[case]
+    with pytest.raises(ArtifactError, match=f"model.gguf: is no GGUF file, or is damaged: .*{message}"):
+        read_gguf(write(tmp_path, build((ARCHITECTURE, pair(key, STRING, text(template))))))
+
+
+def test_a_sound_chat_template_is_kept(tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
+    found = read_gguf(write(tmp_path, build((ARCHITECTURE, pair("tokenizer.chat_template", STRING, text(template))))))
+    assert found.metadata["tokenizer.chat_template"] == template
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bench.report.blocks import Section
 from bench.report.data import ReleaseReport, TargetReport
 from bench.report.sections.accuracy import show_accuracy
+from bench.report.sections.language import show_answers, show_language
 from bench.report.sections.load import show_loads
 from bench.report.sections.origin import show_environment, show_lineage, show_verification
 from bench.report.sections.overview import show_gates, show_targets
@@ -26,6 +27,8 @@ def build_sections(report: ReleaseReport) -> list[Section]:
 def _target(target: TargetReport) -> list[Section | None]:
     parts: list[Section | None] = [
         show_accuracy(target),
+        show_language(target),
+        show_answers(target),
         *show_latencies(target),
         *show_duets(target),
         show_throughput(target),

@@ -11,14 +11,16 @@ import numpy as np
 from bench.gates.verdict import Outcome, show
 from bench.report.blocks import Block, Cell, Figure, Gates, Section, Text, keep_filled
 from bench.report.data import ReleaseReport, TargetReport
-from bench.report.figures import CONFIDENCE, MB, bound_change, show_bounds, show_change, show_ms, show_points
-from bench.report.plots import Spot, plot_tradeoff
+from bench.report.figures import CONFIDENCE, MB, bound_change, show_bounds, show_change, show_ms, show_points, show_rate
+from bench.report.plots import Spot, plot_tradeoff, short_nats
 from bench.report.sections.size import show_sizes
 from bench.stats.binomial import clopper_pearson
 
 if TYPE_CHECKING:
     from bench.accuracy import Evaluation
     from bench.gates.judge import Subject
+    from bench.language.evaluation import LanguageEvaluation
+    from bench.scenarios.generation import Generation
     from bench.scenarios.latency import Latency
     from bench.scenarios.start import Start
 
@@ -51,6 +53,8 @@ class _Row:
     latency: Latency | None
     speedup: Cell | None
     start: Start | None
+    language: LanguageEvaluation | None = None
+    generation: Generation | None = None
     max_mb: float | None = None
     """What the model file may have: no figure is rounded onto it."""
     is_baseline: bool = False
@@ -69,6 +73,7 @@ def show_targets(report: ReleaseReport) -> Section | None:
         "change, points",
         "CPU a request",
     )
+    head += ("perplexity", "perplexity ratio", "divergence, nats", "prompt tokens/s", "tokens/s")
     head += ("speed-up, CPU", "p50", "p99", "cold start", "peak memory, MB")
     cells: list[tuple[Cell | None, ...]] = [_cells(row, metric) for row in rows]
     table = keep_filled(head, cells, is_stacked=True)
@@ -107,6 +112,7 @@ def _baseline_row(target: TargetReport, baseline: Subject) -> _Row:
         latency=latency,
         speedup=None,
         start=target.baseline_starts[0] if target.baseline_starts else None,
+        generation=target.baseline_generation,
         is_baseline=True,
     )
 
@@ -129,6 +135,8 @@ def _target_row(target: TargetReport) -> _Row:
         latency=latency,
         speedup=speedup,
         start=target.starts[0] if target.starts else None,
+        language=target.language,
+        generation=target.generation,
         max_mb=next((one.threshold for one in target.verdicts if one.gate == "size.max_mb"), None),
     )
 
@@ -157,12 +165,29 @@ def _cells(row: _Row, metric: str) -> tuple[Cell | None, ...]:
         None if value is None else f"{show(100 * value)} %",
         row.change,
         show_ms(row.cpu_ms),
+        *_language_cells(row),
         row.speedup,
         show_ms(p50),
         show_ms(p99),
         show_ms(row.start.cold_start_ms if row.start else None),
         None if row.start is None else show(row.start.peak_rss_bytes / MB, digits=0),
     )
+
+
+def _language_cells(row: _Row) -> tuple[Cell | None, ...]:
+    """Perplexity, its ratio and the divergence; tokens read and written in a second."""
+    one, written = row.language, row.generation
+    perplexity = ratio = divergence = None
+    if one is not None:
+        perplexity = show(one.perplexity().value)
+    if one is not None and one.has_reference:
+        ratio = f"{show(one.perplexity_ratio().value, digits=4)}×"
+        divergence = short_nats(one.mean_kld().value)
+    if written is None:
+        return perplexity, ratio, divergence, None, None
+    speed = written.generated_tokens_per_second
+    rates = show_rate(written.prompt_tokens_per_second), None if speed is None else show_rate(speed)
+    return perplexity, ratio, divergence, *rates
 
 
 def _legend(rows: Sequence[_Row], metric: str) -> str:

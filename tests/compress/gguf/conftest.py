@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from compress.gguf.quantize import GgufQuantizer
 
 MISSING = [name for name in ("gguf", "llama_cpp") if find_spec(name) is None]
 
@@ -36,3 +40,12 @@ def make_model(tmp_path: Path) -> Callable[..., Path]:
     from tests.compress.gguf.models_built import write_llama
 
     return lambda **sizes: write_llama(tmp_path / "model.gguf", **sizes)
+
+
+@pytest.fixture(scope="session")
+def quantizer() -> Iterator[GgufQuantizer]:
+    """One process for many files."""
+    from compress.gguf.quantize import GgufQuantizer
+
+    with GgufQuantizer() as opened:
+        yield opened

@@ -29,16 +29,18 @@ from tests.compress.gguf.models_built import seeded_imatrix, stored_bytes, value
 DOWN = "blk.1.ffn_down.weight"
 
 
-@pytest.mark.parametrize("name", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "TQ1_0", "TQ2_0"])
-def test_blocks_are_those_of_the_gguf_package(name: str, fitting_model: Path, tmp_path: Path) -> None:
-    config = GgufQuantConfig(type="F32", tensor_types={DOWN: name})
-    quantize_gguf(fitting_model, tmp_path / "out.gguf", config)
-    expected = gguf.quants.quantize(values_of(fitting_model, DOWN), gguf.GGMLQuantizationType[name])
-    assert stored_bytes(tmp_path / "out.gguf")[DOWN] == expected.tobytes()
+def test_blocks_are_those_of_the_gguf_package(fitting_model: Path, quantizer: GgufQuantizer, tmp_path: Path) -> None:
+    matrices = sorted(seeded_imatrix(fitting_model).entries)
+    types = dict(zip(matrices, ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "TQ1_0", "TQ2_0"), strict=False))
+    done = quantizer.quantize(fitting_model, tmp_path / "out.gguf", GgufQuantConfig(type="F32", tensor_types=types))
+    written = stored_bytes(done.path)
+    for tensor, name in types.items():
+        expected = gguf.quants.quantize(values_of(fitting_model, tensor), gguf.GGMLQuantizationType[name])
+        assert written[tensor] == expected.tobytes(), name
 
 
 def test_bytes_are_the_same_whatever_the_number_of_threads(make_model: Callable[..., Path], tmp_path: Path) -> None:
-    source = make_model(inner=2048)  # more rows than one thread takes at a time
+    source = make_model(inner=1024, num_layers=1)  # more rows than one thread takes at a time
     written = set()
     for threads in (1, 2, 3):
         out = tmp_path / f"{threads}.gguf"
@@ -47,8 +49,8 @@ def test_bytes_are_the_same_whatever_the_number_of_threads(make_model: Callable[
     assert len(written) == 1
 
 
-def test_where_columns_fit_nothing_falls_back(fitting_model: Path, tmp_path: Path) -> None:
-    done = quantize_gguf(fitting_model, tmp_path / "out.gguf")
+def test_where_columns_fit_nothing_falls_back(fitting_model: Path, tmp_path: Path, quantizer: GgufQuantizer) -> None:
+    done = quantizer.quantize(fitting_model, tmp_path / "out.gguf")
     assert done.fallbacks == ()
     assert {one.type for one in done.tensors} == {"F32", "Q4_K", "Q6_K"}
     assert done.size_bytes == (tmp_path / "out.gguf").stat().st_size
@@ -57,38 +59,41 @@ def test_where_columns_fit_nothing_falls_back(fitting_model: Path, tmp_path: Pat
 
 
 def test_where_columns_do_not_fit_the_result_says_what_was_wanted(
-    make_model: Callable[..., Path], tmp_path: Path
+    make_model: Callable[..., Path], tmp_path: Path, quantizer: GgufQuantizer
 ) -> None:
-    done = quantize_gguf(make_model(width=192, inner=256), tmp_path / "out.gguf")
+    done = quantizer.quantize(make_model(width=192, inner=256), tmp_path / "out.gguf")
     by_name = {one.name: one for one in done.tensors}
     assert (by_name["blk.0.attn_q.weight"].wanted, by_name["blk.0.attn_q.weight"].type) == ("Q4_K", "Q5_0")
-    assert (by_name["token_embd.weight"].wanted, by_name["token_embd.weight"].type) == ("Q6_K", "Q8_0")
     assert by_name["blk.0.ffn_down.weight"].wanted is None
-    assert len(done.fallbacks) == 13
-    assert "13 tensors in another type" in done.summary()
+    assert len(done.fallbacks) == 12
+    assert "12 tensors in another type" in done.summary()
 
 
-def test_columns_that_fit_no_block_stay_in_sixteen_bits(make_model: Callable[..., Path], tmp_path: Path) -> None:
-    done = quantize_gguf(make_model(width=80, inner=96), tmp_path / "out.gguf", GgufQuantConfig(type="Q8_0"))
+def test_columns_that_fit_no_block_stay_in_sixteen_bits(
+    make_model: Callable[..., Path], tmp_path: Path, quantizer: GgufQuantizer
+) -> None:
+    done = quantizer.quantize(make_model(width=80, inner=96), tmp_path / "out.gguf", GgufQuantConfig(type="Q8_0"))
     types = {one.name: (one.type, one.wanted) for one in done.tensors}
     assert types["blk.0.attn_q.weight"] == ("F16", "Q8_0")
     assert types["blk.0.ffn_down.weight"] == ("Q8_0", None)
 
 
-def test_naming_one_tensor_changes_no_other(fitting_model: Path, tmp_path: Path) -> None:
+def test_naming_one_tensor_changes_no_other(fitting_model: Path, tmp_path: Path, quantizer: GgufQuantizer) -> None:
     plain, named = tmp_path / "plain.gguf", tmp_path / "named.gguf"
-    quantize_gguf(fitting_model, plain)
-    done = quantize_gguf(fitting_model, named, GgufQuantConfig(tensor_types={"blk.0.attn_v.weight": "Q8_0"}))
+    quantizer.quantize(fitting_model, plain)
+    done = quantizer.quantize(fitting_model, named, GgufQuantConfig(tensor_types={"blk.0.attn_v.weight": "Q8_0"}))
     before, after = stored_bytes(plain), stored_bytes(named)
     assert [name for name in before if before[name] != after[name]] == ["blk.0.attn_v.weight"]
     assert {one.name: one.type for one in done.tensors}["blk.0.attn_v.weight"] == "Q8_0"
 
 
-def test_of_patterns_the_last_that_matches_counts(fitting_model: Path, tmp_path: Path) -> None:
+def test_of_patterns_the_last_that_matches_counts(
+    fitting_model: Path, tmp_path: Path, quantizer: GgufQuantizer
+) -> None:
     config = GgufQuantConfig(
         tensor_types={"*": "Q4_0", "blk.*.ffn_*.weight": "q5_0", "blk.1.ffn_up.weight": "IQ4_XS"}, type="Q8_0"
     )
-    done = quantize_gguf(fitting_model, tmp_path / "out.gguf", config)
+    done = quantizer.quantize(fitting_model, tmp_path / "out.gguf", config)
     types = {one.name: one.type for one in done.tensors}
     assert [types[f"blk.1.{kind}.weight"] for kind in ("attn_q", "ffn_gate", "ffn_up", "ffn_norm")] == [
         "Q4_0", "Q5_0", "IQ4_XS", "F32",
@@ -97,9 +102,11 @@ def test_of_patterns_the_last_that_matches_counts(fitting_model: Path, tmp_path:
 
 
 @pytest.mark.parametrize("preset", ["F32", "F16"])
-def test_a_float_preset_quantizes_only_what_is_named(preset: str, fitting_model: Path, tmp_path: Path) -> None:
+def test_a_float_preset_quantizes_only_what_is_named(
+    preset: str, fitting_model: Path, tmp_path: Path, quantizer: GgufQuantizer
+) -> None:
     config = GgufQuantConfig(type=preset, tensor_types={DOWN: "Q3_K"})
-    done = quantize_gguf(fitting_model, tmp_path / "out.gguf", config)
+    done = quantizer.quantize(fitting_model, tmp_path / "out.gguf", config)
     assert {one.name: one.type for one in done.tensors if one.is_quantized} == {DOWN: "Q3_K"}
     assert read_gguf(done.path).metadata["general.file_type"] == FILE_TYPES[preset].number
     if preset == "F32":
@@ -107,22 +114,27 @@ def test_a_float_preset_quantizes_only_what_is_named(preset: str, fitting_model:
         assert all(before[name] == after[name] for name in before if name != DOWN)
 
 
-@pytest.mark.parametrize("name", ["Q4_K", "IQ4_XS", "Q3_K", "IQ3_S", "Q2_K", "Q4_0"])
-def test_a_matrix_lowers_the_error_that_it_weighs(name: str, fitting_model: Path, tmp_path: Path) -> None:
+def test_a_matrix_lowers_the_error_that_it_weighs(
+    fitting_model: Path, quantizer: GgufQuantizer, tmp_path: Path
+) -> None:
     matrix = seeded_imatrix(fitting_model)
-    config = GgufQuantConfig(type="F32", tensor_types={DOWN: name})
+    types = dict(zip(matrix.entries, ("Q4_K", "IQ4_XS", "Q3_K", "IQ3_S", "Q2_K", "Q4_0"), strict=False))
     errors = []
     for given in (None, matrix):
-        done = quantize_gguf(fitting_model, tmp_path / "out.gguf", config, imatrix=given)
-        difference = values_of(done.path, DOWN) - values_of(fitting_model, DOWN)
-        errors.append(float((difference**2 @ matrix.entries[DOWN].means()).sum()))
-    assert errors[1] < 0.9 * errors[0]
+        done = quantizer.quantize(
+            fitting_model, tmp_path / "out.gguf", GgufQuantConfig(type="F32", tensor_types=types), imatrix=given
+        )
+        differences = {name: values_of(done.path, name) - values_of(fitting_model, name) for name in types}
+        errors.append([float((one**2 @ matrix.entries[name].means()).sum()) for name, one in differences.items()])
+    assert all(weighed < 0.9 * plain for plain, weighed in zip(*errors, strict=True))
 
 
-def test_the_result_says_where_the_matrix_was_used(fitting_model: Path, tmp_path: Path) -> None:
+def test_the_result_says_where_the_matrix_was_used(
+    fitting_model: Path, tmp_path: Path, quantizer: GgufQuantizer
+) -> None:
     matrix = seeded_imatrix(fitting_model, without=(DOWN,))
     config = GgufQuantConfig(tensor_types={"blk.0.attn_k.weight": "Q8_0"})
-    done = quantize_gguf(fitting_model, tmp_path / "out.gguf", config, imatrix=matrix)
+    done = quantizer.quantize(fitting_model, tmp_path / "out.gguf", config, imatrix=matrix)
     assert done.without_imatrix == (DOWN,)
     used = {one.name for one in done.tensors if one.used_imatrix}
     assert used == matrix.entries.keys() - {"blk.0.attn_k.weight"}  # Q8_0 takes no notice of it
@@ -131,49 +143,54 @@ def test_the_result_says_where_the_matrix_was_used(fitting_model: Path, tmp_path
     assert metadata["quantize.imatrix.chunks_count"] == 3
 
 
-def test_a_second_rounding_is_refused(fitting_model: Path, tmp_path: Path) -> None:
-    done = quantize_gguf(fitting_model, tmp_path / "q8.gguf", GgufQuantConfig(type="Q8_0"))
+def test_a_second_rounding_is_refused(fitting_model: Path, tmp_path: Path, quantizer: GgufQuantizer) -> None:
+    done = quantizer.quantize(fitting_model, tmp_path / "q8.gguf", GgufQuantConfig(type="Q8_0"))
     with pytest.raises(UnsupportedError, match="is Q8_0 already"):
-        quantize_gguf(done.path, tmp_path / "out.gguf")
+        quantizer.quantize(done.path, tmp_path / "out.gguf")
     assert not (tmp_path / "out.gguf").exists()
 
 
-def test_a_truncated_source_never_reaches_the_library(fitting_model: Path, tmp_path: Path) -> None:
+def test_a_truncated_source_never_reaches_the_library(
+    fitting_model: Path, tmp_path: Path, quantizer: GgufQuantizer
+) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(fitting_model.read_bytes()[:-100])
     with pytest.raises(ArtifactError, match="truncated"):
-        quantize_gguf(broken, tmp_path / "out.gguf")
+        quantizer.quantize(broken, tmp_path / "out.gguf")
 
 
 @pytest.mark.parametrize("name", [name for name, preset in FILE_TYPES.items() if preset.needs_imatrix])
-def test_low_presets_are_refused_without_a_matrix(name: str, fitting_model: Path, tmp_path: Path) -> None:
+def test_low_presets_are_refused_without_a_matrix(
+    name: str, fitting_model: Path, tmp_path: Path, quantizer: GgufQuantizer
+) -> None:
     with pytest.raises(UsageError, match=f"{name} needs an importance matrix"):
-        quantize_gguf(fitting_model, tmp_path / "out.gguf", GgufQuantConfig(type=name))
+        quantizer.quantize(fitting_model, tmp_path / "out.gguf", GgufQuantConfig(type=name))
 
 
-def test_low_types_are_refused_for_tensors_without_an_entry(fitting_model: Path, tmp_path: Path) -> None:
+def test_low_types_are_refused_for_tensors_without_an_entry(
+    fitting_model: Path, tmp_path: Path, quantizer: GgufQuantizer
+) -> None:
     config = GgufQuantConfig(tensor_types={DOWN: "IQ2_XS"})
     with pytest.raises(UsageError, match=rf"{DOWN} would become IQ2_XS.*there is none"):
-        quantize_gguf(fitting_model, tmp_path / "out.gguf", config)
+        quantizer.quantize(fitting_model, tmp_path / "out.gguf", config)
+    matrix = seeded_imatrix(fitting_model, without=(DOWN,))
     with pytest.raises(UsageError, match=rf"{DOWN} would become IQ2_XS.*no entry for it"):
-        matrix = seeded_imatrix(fitting_model, without=(DOWN,))
-        quantize_gguf(fitting_model, tmp_path / "out.gguf", config, imatrix=matrix)
+        quantizer.quantize(fitting_model, tmp_path / "out.gguf", config, imatrix=matrix)
     with pytest.raises(UsageError, match="would become Q2_K, which needs"):
-        matrix = seeded_imatrix(fitting_model, without=(DOWN,))
-        quantize_gguf(fitting_model, tmp_path / "out.gguf", GgufQuantConfig(type="Q2_K_S"), imatrix=matrix)
+        quantizer.quantize(fitting_model, tmp_path / "out.gguf", GgufQuantConfig(type="Q2_K_S"), imatrix=matrix)
 
 
-def test_the_matrix_of_another_model_is_refused(fitting_model: Path, tmp_path: Path) -> None:
+def test_the_matrix_of_another_model_is_refused(fitting_model: Path, tmp_path: Path, quantizer: GgufQuantizer) -> None:
     out, matrix = tmp_path / "out.gguf", seeded_imatrix(fitting_model)
     foreign = replace(matrix, entries={"blk.7.attn_q.weight": matrix.entries[DOWN]})
     with pytest.raises(UsageError, match=r"another model.*no tensor blk\.7\.attn_q"):
-        quantize_gguf(fitting_model, out, imatrix=foreign)
+        quantizer.quantize(fitting_model, out, imatrix=foreign)
     longer = replace(matrix, entries={**matrix.entries, DOWN: ImatrixEntry(np.ones((1, 768)), np.ones(1))})
     with pytest.raises(UsageError, match=rf"768 values for {DOWN}.*512 inputs"):
-        quantize_gguf(fitting_model, out, imatrix=longer)
+        quantizer.quantize(fitting_model, out, imatrix=longer)
     shallow = replace(matrix, entries={name: one for name, one in matrix.entries.items() if "blk.1." not in name})
-    with pytest.raises(UsageError, match="it has 1 layers, .* has 2"):
-        quantize_gguf(fitting_model, out, imatrix=shallow)
+    with pytest.raises(UsageError, match=r"it has 1 layers, .* has 2"):
+        quantizer.quantize(fitting_model, out, imatrix=shallow)
 
 
 @pytest.mark.parametrize(
@@ -184,22 +201,26 @@ def test_the_matrix_of_another_model_is_refused(fitting_model: Path, tmp_path: P
     ],
 )
 def test_a_pattern_that_does_nothing_is_refused(
-    pattern: str, type_name: str, message: str, fitting_model: Path, tmp_path: Path
+    pattern: str, type_name: str, message: str, fitting_model: Path, tmp_path: Path, quantizer: GgufQuantizer
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        quantize_gguf(fitting_model, tmp_path / "out.gguf", GgufQuantConfig(tensor_types={pattern: type_name}))
+        quantizer.quantize(fitting_model, tmp_path / "out.gguf", GgufQuantConfig(tensor_types={pattern: type_name}))
 
 
-def test_a_type_whose_blocks_do_not_fit_is_refused(make_model: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_type_whose_blocks_do_not_fit_is_refused(
+    make_model: Callable[..., Path], tmp_path: Path, quantizer: GgufQuantizer
+) -> None:
     config = GgufQuantConfig(tensor_types={"blk.0.attn_q.weight": "Q6_K"})
     with pytest.raises(UsageError, match="192 columns, Q6_K needs a multiple of 256"):
-        quantize_gguf(make_model(width=192), tmp_path / "out.gguf", config)
+        quantizer.quantize(make_model(width=192), tmp_path / "out.gguf", config)
 
 
-def test_what_the_library_leaves_alone_cannot_be_asked_for(make_model: Callable[..., Path], tmp_path: Path) -> None:
+def test_what_the_library_leaves_alone_cannot_be_asked_for(
+    make_model: Callable[..., Path], tmp_path: Path, quantizer: GgufQuantizer
+) -> None:
     config = GgufQuantConfig(tensor_types={"blk.0.ffn_gate_inp.weight": "Q8_0"})
     with pytest.raises(UnsupportedError, match=r"leaves blk\.0\.ffn_gate_inp\.weight in F32"):
-        quantize_gguf(make_model(num_experts=4), tmp_path / "out.gguf", config)
+        quantizer.quantize(make_model(num_experts=4), tmp_path / "out.gguf", config)
 
 
 def test_an_assertion_of_the_library_is_an_error_of_ours(fitting_model: Path, tmp_path: Path) -> None:
@@ -268,9 +289,9 @@ def test_a_disk_that_takes_no_more_is_named(fitting_model: Path, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sixteen_bit_sources_are_read(tmp_path: Path) -> None:
+def test_sixteen_bit_sources_are_read(tmp_path: Path, quantizer: GgufQuantizer) -> None:
     source = write_llama(tmp_path / "f16.gguf", dtype=np.float16)
-    done = quantize_gguf(source, tmp_path / "out.gguf", GgufQuantConfig(type="Q8_0"))
+    done = quantizer.quantize(source, tmp_path / "out.gguf", GgufQuantConfig(type="Q8_0"))
     expected = gguf.quants.quantize(values_of(source, DOWN).astype(np.float32), gguf.GGMLQuantizationType.Q8_0)
     assert stored_bytes(done.path)[DOWN] == expected.tobytes()
     assert {one.source_type for one in done.tensors} == {"F16", "F32"}

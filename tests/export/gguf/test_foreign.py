@@ -118,8 +118,8 @@ FAILURES: dict[str, tuple[str, type[EdgesmithError], str]] = {
         "the chat template is hostile: it reaches for '__class__'",
     ),
     "vocabulary alone": (
-        "import gguf\nw = gguf.GGUFWriter(given.outfile, 'llama')\nw.write_header_to_file()\nw.write_kv_data_to_file()\n"
-        "w.close()",
+        "import gguf\nw = gguf.GGUFWriter(given.outfile, 'llama')\nw.write_header_to_file()\n"
+        "w.write_kv_data_to_file()\nw.close()",
         ArtifactError,
         "a file without weights",
     ),

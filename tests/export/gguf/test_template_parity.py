@@ -131,7 +131,8 @@ TEMPLATES = {
     {% elif loop.index0 > 100 %}{% break %}
     {% else %}{{ say(message.role, text=message.content) }}{% endif %}
 {% endfor %}
-{% for key, value in (messages[0] | dictsort) %}{{ '%-9s' | format(key) }}{{ value | upper | replace('A', '@') }}{% endfor %}
+{% for key, value in (messages[0] | dictsort) %}{{ '%-9s' | format(key) }}
+{{ value | upper | replace('A', '@') }}{% endfor %}
 {{ messages | map(attribute='role') | unique | join('/') }}
 {{ messages | selectattr('role', 'eq', 'user') | list | count }}
 {%- if add_generation_prompt %}{{ "\n<|im_start|>assistant\n" }}{% endif %}""",

@@ -48,6 +48,14 @@ def test_smollm2_is_the_model_that_torch_has(smollm2_folder: Path, tmp_path: Pat
     assert result.same_top == 1.0
 
 
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_memory_does_not_grow_with_the_model(dtype: Any, smollm2_folder: Path, tmp_path: Path) -> None:
+    done = to_gguf(smollm2_folder, tmp_path / "model.gguf", dtype=dtype)
+    assert done.largest_tensor_bytes == 49152 * 576 * 2
+    assert done.peak_added_bytes <= 1.5 * done.largest_tensor_bytes + 300e6
+    assert done.size_bytes > 2 * done.num_parameters
+
+
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 def test_values_are_those_that_gguf_rounds_to(dtype: Any, tiny_checkpoint: Maker, tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint("Qwen2Config", head_dim=None)
@@ -187,6 +195,14 @@ def test_an_end_token_that_would_not_stop_is_found(tiny_checkpoint: Maker, tmp_p
     edit_config(checkpoint, "generation_config.json", eos_token_id=[2, 50])
     with pytest.raises(VerificationError, match=r"generation would not stop at .* \(50\)"):
         check_tokenizer(checkpoint, done.path, num_generated=10)
+
+
+@pytest.mark.parametrize("stated", ["x", [2, "</s>"], 2.0])
+def test_an_end_token_that_is_no_number_is_refused(stated: Any, tiny_checkpoint: Maker, tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint("LlamaConfig")
+    edit_config(checkpoint, "generation_config.json", eos_token_id=stated)
+    with pytest.raises(CheckpointError, match="expected a number or a list of numbers"):
+        to_gguf(checkpoint, tmp_path / "model.gguf", dtype="f32")
 
 
 def test_a_number_outside_the_vocabulary_is_refused(tiny_checkpoint: Maker, tmp_path: Path) -> None:

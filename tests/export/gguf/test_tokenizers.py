@@ -19,6 +19,7 @@ from export.gguf.parity_lines import generate_lines
 from export.gguf.pretokenizers import find_pre_tokenizer
 from export.gguf.to_gguf import GgufExport, to_gguf
 from export.gguf.tokenizer_parity import check_tokenizer
+from serve.runtime.gguf_file import read_gguf
 from serve.runtime.llama_library import LlamaModel
 
 from .conftest import TEXTS, TINY, save_model, save_tokenizer
@@ -42,12 +43,13 @@ def convert(tmp_path: Path) -> Callable[..., GgufExport]:
     return run
 
 
-def test_smollm2_splits_digits_first(smollm2_folder: Path, tmp_path: Path, news_rows: list[dict[str, str]]) -> None:
-    done = to_gguf(smollm2_folder, tmp_path / "model.gguf", dtype="bf16")
-    assert (done.tokenizer_model, done.pre_tokenizer) == ("gpt2", "smollm")
+def test_smollm2_splits_digits_first(smollm2_folder: Path, smollm2_gguf: Path, news_rows: list[dict[str, str]]) -> None:
+    metadata = read_gguf(smollm2_gguf).metadata
+    assert (metadata["tokenizer.ggml.model"], metadata["tokenizer.ggml.pre"]) == ("gpt2", "smollm")
     texts = [row["text"] for row in news_rows[:500]]
-    result = check_tokenizer(smollm2_folder, done.path, texts=texts)
+    result = check_tokenizer(smollm2_folder, smollm2_gguf, texts=texts)
     assert result.num_lines > 10_500
+    assert (result.num_avoided, result.notes) == (0, ())
     assert result.num_special_tokens == 17
 
 
@@ -60,7 +62,7 @@ def test_the_same_vocabulary_with_gpt2_rules_is_another_tokenizer(
     (folder / "tokenizer.json").write_text(json.dumps(content))
     done = to_gguf(folder, tmp_path / "model.gguf", dtype="bf16")
     assert done.pre_tokenizer == "gpt-2"
-    assert check_tokenizer(folder, done.path).num_lines > 10_000
+    assert check_tokenizer(folder, done.path, num_generated=2000).num_lines > 2000
     with pytest.raises(VerificationError, match=r"llama.cpp tokenizes differently from token \d+ on:\n +line "):
         check_tokenizer(smollm2_folder, done.path)
 
@@ -70,8 +72,12 @@ def test_wordpiece_of_minilm(minilm_folder: Path, tmp_path: Path, news_rows: lis
     texts = [row["text"] for row in news_rows[:500]]
     result = check_tokenizer(minilm_folder, done.path, texts=texts)
     assert result.num_lines > 10_500
-    assert set(result.notes) <= set(done.left_out)
-    assert len(result.notes) == 2
+    # Each gap of the runtime is said in both results, and counted: no line is left out unseen.
+    assert [note.partition(" (in ")[0] for note in result.notes] == [
+        note for note in done.left_out if "WordPiece" in note
+    ]
+    assert [" (in 0 of " in note for note in result.notes] == [False, False]
+    assert 0 < result.num_avoided < 0.15 * result.num_lines
 
 
 def test_an_added_token_does_not_change_the_pre_tokenizer(convert: Callable[..., GgufExport]) -> None:
@@ -86,7 +92,9 @@ def test_an_added_token_does_not_change_the_pre_tokenizer(convert: Callable[...,
     assert done.pre_tokenizer == "gpt-2"
     checkpoint = done.path.parent / "checkpoint"
     assert check_tokenizer(checkpoint, done.path, num_generated=200).num_special_tokens == 5
+    assert done.left_out == ("22 rows of the embeddings without a token: named as unused, [PADn]",)
     with LlamaModel(done.path, vocab_only=True) as model:
+        assert len(model.tokenize("[PAD1002]", add_special=False)) > 1
         assert model.tokenize("<|tool|>Fräulein Smilla", add_special=False) == [1000, 1001]
         assert model.num_tokens == 1024
 
@@ -162,7 +170,9 @@ def test_unigram(tmp_path: Path) -> None:
         piece[1] = float(np.float32(piece[1]))
     (folder / "tokenizer.json").write_text(json.dumps(content))
     (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
-    config = transformers.XLMRobertaConfig(**(TINY | {"bos_token_id": 0, "pad_token_id": 1, "type_vocab_size": 1}))
+    config = transformers.XLMRobertaConfig(
+        **(TINY | {"vocab_size": 1010, "bos_token_id": 0, "pad_token_id": 1, "type_vocab_size": 1})
+    )
     save_model(folder, config, loader=transformers.AutoModel)
     done = to_gguf(folder, tmp_path / "model.gguf", dtype="f32")
     assert (done.architecture, done.tokenizer_model) == ("bert", "t5")
@@ -235,6 +245,27 @@ def test_similar_rules_have_none(rules: dict[str, Any] | None, ignore_merges: bo
 def test_more_tokens_than_embeddings_are_refused(convert: Callable[..., GgufExport]) -> None:
     with pytest.raises(CheckpointError, match="tokens up to number 999, the embeddings have 990 rows"):
         convert(vocab_size=990)
+
+
+def test_an_added_token_whose_number_is_another_is_refused(convert: Callable[..., GgufExport]) -> None:
+    flags = {"special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+
+    def add(content: dict[str, Any]) -> None:
+        content["added_tokens"].append({"id": 1050, "content": "<|tool|>", **flags})
+
+    with pytest.raises(CheckpointError, match=r"says that '<\|tool\|>' has the number 1050, but it loads as 1000"):
+        convert(add, vocab_size=1100)
+
+
+def test_composition_of_characters_is_counted_not_hidden(convert: Callable[..., GgufExport]) -> None:
+    done = convert(lambda content: content.update(normalizer={"type": "NFC"}))
+    assert any("NFC" in note for note in done.left_out)
+    checkpoint = done.path.parent / "checkpoint"
+    texts = ["plain", "e\u0301", "caf\u00e9", "A\u030angstro\u0308m"]
+    result = check_tokenizer(checkpoint, done.path, texts=texts, num_generated=0)
+    assert result.num_avoided == 2
+    assert len(result.notes) == 1
+    assert result.notes[0].endswith(f"texts that are composed already (in 2 of {result.num_lines} lines)")
 
 
 def test_lines_are_of_all_kinds_and_always_the_same() -> None:

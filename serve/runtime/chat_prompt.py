@@ -1,0 +1,110 @@
+"""A conversation as the text that an artifact's model reads: its own chat template, its own special tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgesmith.artifact import Artifact
+from edgesmith.errors import ArtifactError, UnsupportedError
+from edgesmith.files import storage_errors
+from serve.runtime.chat_template import render_chat
+from serve.runtime.generation import GenerationEngine
+
+__all__ = ["chat_prompt"]
+
+_MAX_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chat:
+    """What a model's files say of conversations."""
+
+    template: str
+    bos: str
+    eos: str
+
+
+def chat_prompt(artifact: Artifact, engine: GenerationEngine, messages: Sequence[Mapping[str, Any]]) -> str:
+    """Write a conversation down as the model reads it, up to where its answer begins.
+
+    The token that starts every text is left to the engine where that adds it.
+
+    Args:
+        artifact: Its files hold the template.
+        engine: Opened from it.
+        messages: Each with `role` and `content`.
+
+    Raises:
+        UnsupportedError: The model has no chat template.
+        UsageError: The template refuses the conversation.
+        ArtifactError: The template is hostile, or a file is damaged.
+    """
+    chat = _of_gguf(artifact) if artifact.kind == "gguf" else _of_folder(artifact.folder)
+    if not chat.template:
+        raise UnsupportedError(
+            f"{artifact.path}: has no chat template", mend="Give it the text to continue instead of a conversation."
+        )
+    text = render_chat(chat.template, messages, add_generation_prompt=True, bos_token=chat.bos, eos_token=chat.eos)
+    adds_bos = engine.tokenize("a")[:1] != engine.tokenize("a", add_special=False)[:1]
+    return text.removeprefix(chat.bos) if chat.bos and adds_bos else text
+
+
+def _of_gguf(artifact: Artifact) -> _Chat:
+    from serve.runtime.llama_library import LlamaModel
+
+    path = artifact.path if artifact.path.is_file() else artifact.folder / "model.gguf"
+    with LlamaModel(path, vocab_only=True) as model:
+        return _Chat(
+            template=str(model.file.metadata.get("tokenizer.chat_template", "")),
+            bos=_token_text(model, "bos"),
+            eos=_token_text(model, "eos"),
+        )
+
+
+def _token_text(model: Any, role: str) -> str:
+    number = model.file.metadata.get(f"tokenizer.ggml.{role}_token_id")
+    if type(number) is not int or not 0 <= number < model.num_tokens:
+        return ""
+    return str(model.text_of(number))
+
+
+def _of_folder(folder: Path) -> _Chat:
+    """As Hugging Face's folders have it."""
+    config = _read(folder / "tokenizer_config.json")
+    path = folder / "chat_template.jinja"
+    template = config.get("chat_template", "")
+    if path.is_file():
+        with storage_errors(path):
+            template = path.read_text(encoding="utf-8", errors="replace")
+    if isinstance(template, list):  # several, by name
+        named = {str(one.get("name")): one.get("template") for one in template if isinstance(one, dict)}
+        template = named.get("default", "")
+    return _Chat(
+        template=str(template or ""), bos=_content(config.get("bos_token")), eos=_content(config.get("eos_token"))
+    )
+
+
+def _content(token: Any) -> str:
+    """A special token is a text, or an object with one."""
+    found = token.get("content") if isinstance(token, dict) else token
+    return found if isinstance(found, str) else ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    with storage_errors(path):
+        if path.stat().st_size > _MAX_BYTES:
+            raise ArtifactError(f"{path}: has {path.stat().st_size:,} bytes; such a file has at most 16 MiB")
+        text = path.read_bytes()
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(
+            f"{path}: is no JSON: {error}", mend="Get the model again from where it was made."
+        ) from error
+    return found if isinstance(found, dict) else {}
