@@ -231,8 +231,8 @@ def write_artifact(
 def open_artifact(path: Path, *, kinds: tuple[Kind, ...] = get_args(Kind)) -> Artifact:
     """Open an artifact and check every file against its hash.
 
-    A Hugging Face folder or a bare `.onnx` or `.gguf` file made by someone else is accepted too: its manifest is
-    derived from what is there.
+    A Hugging Face folder, a folder of onnxruntime-genai, or a bare `.onnx` or `.gguf` file made by someone else is
+    accepted too: its manifest is derived from what is there.
 
     Args:
         path: The artifact's folder, a Hugging Face folder or a model file.
@@ -331,12 +331,17 @@ def _derive(path: Path) -> Artifact:
             f"{path}: looks like an artifact, but its {MANIFEST} is missing, so nothing in it can be trusted",
             mend="Get the artifact again from where it was made; or name the bare .onnx file.",
         )
+    if path.is_dir() and (path / "genai_config.json").is_file():
+        return Artifact(
+            path=path, manifest=Manifest(kind="genai", step="found", files=_list_files(path, top_level=True))
+        )
     if path.is_dir() and (path / "config.json").is_file():
         return Artifact(
             path=path, manifest=Manifest(kind="checkpoint", step="found", files=_list_files(path, top_level=True))
         )
     raise UsageError(
-        f"{path}: is no artifact (no {MANIFEST}), no Hugging Face folder (no config.json), no .onnx or .gguf file"
+        f"{path}: is no artifact (no {MANIFEST}), no Hugging Face folder (no config.json), no folder of "
+        "onnxruntime-genai (no genai_config.json), no .onnx or .gguf file"
     )
 
 

@@ -24,6 +24,7 @@ from export.gguf.model_config import load_config
 from export.gguf.tensor_names import tensor_names
 from export.gguf.tensor_plan import plan_tensors
 from export.gguf.to_gguf import to_gguf
+from export.quiet import quiet_libraries
 from serve.runtime.gguf_file import read_gguf
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -135,7 +136,8 @@ class Workshop:
         from compress.gguf.fisher import collect_fisher
 
         torch.set_num_threads(self.threads)
-        model = transformers.AutoModelForCausalLM.from_pretrained(self.checkpoint, dtype=torch.float32)
+        with quiet_libraries():
+            model = transformers.AutoModelForCausalLM.from_pretrained(self.checkpoint, dtype=torch.float32)
         config = load_config(self.checkpoint)
         planned, _ = plan_tensors(open_checkpoint(self.checkpoint), config, family_of(config), "f32")
         orders = {one.name: one.rows for one in planned if one.rows is not None}

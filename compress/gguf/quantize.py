@@ -7,9 +7,9 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 
 from compress.gguf.imatrix import Imatrix
 from compress.gguf.quantize_plan import (
@@ -25,7 +25,8 @@ from compress.gguf.quantize_plan import (
     read_plan,
     resolve_types,
 )
-from compress.gguf.types import TENSOR_TYPES, FileType, find_file_type, find_tensor_type
+from compress.gguf.quantize_result import GgufQuantConfig, GgufQuantResult, QuantizedTensor
+from compress.gguf.types import TENSOR_TYPES, FileType, find_file_type
 from compress.gguf.worker_process import QuantizeFailedError, QuantizeJob, WorkerProcess
 from edgesmith.errors import EdgesmithError, StorageError, UnsupportedError, UsageError
 from edgesmith.files import storage_errors, temporary_sibling
@@ -36,78 +37,6 @@ from serve.runtime.llama_library import load_library
 __all__ = ["GgufQuantConfig", "GgufQuantResult", "GgufQuantizer", "QuantizedTensor", "quantize_gguf"]
 
 _FULL_DISK_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GgufQuantConfig:
-    """How to quantize.
-
-    Raises:
-        UsageError: a type is not known.
-    """
-
-    type: str = "Q4_K_M"
-    """The preset. With F32, F16 or BF16 only what `tensor_types` names is quantized."""
-    tensor_types: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """Name of a tensor or shell pattern → its block type, in place of the preset's; the last that matches counts."""
-    pure: bool = False
-    """Give every matrix the type that most get, embeddings and head too."""
-
-    def __post_init__(self) -> None:
-        find_file_type(self.type)
-        for name in self.tensor_types.values():
-            find_tensor_type(name)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuantizedTensor:
-    """One tensor of the new file."""
-
-    name: str
-    type: str
-    num_values: int
-    size_bytes: int
-    source_type: str
-    wanted: str | None = None
-    """What the preset would have given it, had its columns been a multiple of that type's blocks."""
-    used_imatrix: bool = False
-
-    @property
-    def is_quantized(self) -> bool:
-        """Whether it is stored in blocks."""
-        return self.type not in FLOATS
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GgufQuantResult:
-    """What was written."""
-
-    path: Path
-    type: str
-    """The preset."""
-    size_bytes: int
-    source_bytes: int
-    tensors: tuple[QuantizedTensor, ...]
-    without_imatrix: tuple[str, ...] = ()
-    """Quantized tensors whose type uses an importance matrix, which has no entry for them."""
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Of all tensors together."""
-        return sum(one.size_bytes for one in self.tensors) * 8 / sum(one.num_values for one in self.tensors)
-
-    @property
-    def fallbacks(self) -> tuple[QuantizedTensor, ...]:
-        """Tensors that could not have the type that the preset wanted for them."""
-        return tuple(one for one in self.tensors if one.wanted is not None)
-
-    def summary(self) -> str:
-        """One line."""
-        notes = [f"{len(self.fallbacks)} tensors in another type than wanted"] if self.fallbacks else []
-        notes += [f"{len(self.without_imatrix)} without importance matrix"] if self.without_imatrix else []
-        return ", ".join(
-            [f"{self.type}: {self.size_bytes / 1e6:.1f} MB, {self.bits_per_weight:.2f} bits per weight", *notes]
-        )
 
 
 def quantize_gguf(

@@ -6,15 +6,7 @@ Each imports what it needs when it is called, so that importing this package cos
 from __future__ import annotations
 
 from edgesmith.api.judge import gate, report
-from edgesmith.api.language import (
-    eval_language,
-    export_adapter,
-    export_genai,
-    export_gguf,
-    generate,
-    imatrix,
-    quantize_gguf,
-)
+from edgesmith.api.language import generate, imatrix
 from edgesmith.api.load import load
 from edgesmith.api.look import check, doctor, inspect, predict
 from edgesmith.api.measure import bench, eval, verify  # noqa: A004
@@ -26,11 +18,7 @@ __all__ = [
     "check",
     "doctor",
     "eval",
-    "eval_language",
     "export",
-    "export_adapter",
-    "export_genai",
-    "export_gguf",
     "gate",
     "generate",
     "imatrix",
@@ -41,7 +29,6 @@ __all__ = [
     "plan",
     "predict",
     "quantize",
-    "quantize_gguf",
     "report",
     "run",
     "schema",

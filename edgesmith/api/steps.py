@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any
 
 from edgesmith.api.rows import proof_rows
 from edgesmith.errors import UsageError
@@ -14,7 +14,7 @@ from edgesmith.progress import SILENT, Progress
 if TYPE_CHECKING:
     from compress.verify_merge import MergeVerification
     from edgesmith.artifact import Artifact
-    from export.verify import Verification
+    from edgesmith.recipe import GgufQuantizeOptions
 
 __all__ = ["export", "merge", "quantize"]
 
@@ -66,118 +66,205 @@ def export(
     checkpoint: Path,
     *,
     out: Path,
-    task: str | None = None,
+    format: str = "onnx",  # noqa: A002
     data: Path | None = None,
-    optimize_for: str = "onnxruntime-cpu",
+    task: str | None = None,
+    optimize_for: str | None = None,
     opset: int | None = None,
     max_length: int | None = None,
+    dtype: str | None = None,
+    converter: Path | None = None,
+    base: Path | None = None,
+    precision: str | None = None,
+    block_size: int | None = None,
     columns: Mapping[str, str] | None = None,
+    threads: int = 1,
     seed: int = 0,
     progress: Progress = SILENT,
-) -> tuple[Artifact, Verification]:
-    """Export a checkpoint to ONNX; nothing appears at `out` unless its outputs equal the checkpoint's.
+) -> tuple[Artifact, dict[str, Any]]:
+    """Export a checkpoint; nothing appears at `out` unless it is proven equal, or as near as its precision is.
 
     Args:
-        checkpoint: Hugging Face folder or checkpoint artifact.
+        checkpoint: Hugging Face folder or checkpoint artifact; for gguf also a LoRA adapter.
         out: Folder to write.
-        task: Guessed from config.json if left out.
-        data: Rows to verify on; packaged sentences if left out.
-        optimize_for: `onnxruntime-cpu` or `portable`.
-        opset: Chosen by `optimize_for` if left out.
-        max_length: Longest input in tokens.
+        format: `onnx`, `gguf` or `genai`.
+        data: Rows (of a language model: a text) to prove it on; packaged sentences if left out.
+        task: onnx: guessed from config.json if left out.
+        optimize_for: onnx: `onnxruntime-cpu`, the default, or `portable`.
+        opset: onnx: chosen by `optimize_for` if left out.
+        max_length: onnx: longest input in tokens.
+        dtype: gguf: `f32`, `f16` or `bf16`; the checkpoint's own if left out.
+        converter: gguf: a llama.cpp checkout or converter, for families that are not known here.
+        base: gguf: the checkpoint that an adapter was trained on.
+        precision: genai: `fp32`, the default, `fp16`, `int8` or `int4`.
+        block_size: genai: weights that share a scale; 32 if left out.
         columns: The task's column → the file's.
+        threads: Of the proof.
         seed: Of the rows' draw.
         progress: Shows how far it is.
 
+    Returns:
+        The artifact, and what was found, JSON-able.
+
     Raises:
-        UsageError: an option is unknown.
+        UsageError: an option is unknown, or of another format.
         UnsupportedError: the model cannot be exported.
         VerificationError: the export differs from the checkpoint.
     """
-    from edgesmith.artifact import open_artifact
-    from edgesmith.recipe import OptimizeFor
-    from edgesmith.stages.base import make_into
-    from edgesmith.stages.export import ExportStage
-    from edgesmith.stages.verify import verify_artifact
+    from edgesmith.api import language
+    from edgesmith.api.graphs import export_onnx
 
-    if optimize_for not in get_args(OptimizeFor):
-        raise UsageError(f"--optimize-for {optimize_for}: unknown; use {' or '.join(get_args(OptimizeFor))}")
-    reference = open_artifact(checkpoint, kinds=("checkpoint",))
-    rows = proof_rows(data, seed=seed, columns=columns, progress=progress)
-    stage = ExportStage(
-        checkpoint=reference,
-        task=task,
-        rows=rows,
-        optimize_for=optimize_for,  # type: ignore[arg-type]  # checked above
-        opset=opset,
-        max_length=max_length,
-    )
-    return make_into(
-        stage, out, lambda made: verify_artifact(made, reference, rows=rows, task=task, progress=progress), progress
-    )
+    given: dict[str, dict[str, Any]] = {
+        "onnx": {"task": task, "optimize_for": optimize_for, "opset": opset, "max_length": max_length},
+        "gguf": {"dtype": dtype, "converter": converter, "base": base},
+        "genai": {"precision": precision, "block_size": block_size},
+    }
+    options = _options_of("--format", format, given)
+    if format == "onnx":
+        artifact, proof = export_onnx(
+            checkpoint, out=out, data=data, columns=columns, seed=seed, progress=progress, **options
+        )
+        return artifact, proof.to_json()
+    is_adapter = (checkpoint / "adapter_config.json").is_file() and not (checkpoint / "config.json").is_file()
+    if format == "genai":
+        make: Callable[..., tuple[Artifact, dict[str, Any]]] = language.export_genai
+    else:
+        make = language.export_adapter if is_adapter else language.export_gguf
+    if base is not None and not is_adapter:
+        raise UsageError(f"--base is for adapters; {checkpoint} is none")
+    if is_adapter and "dtype" in options:
+        raise UsageError("--dtype is for checkpoints; an adapter's file is f32")
+    return make(checkpoint, out=out, data=data, threads=threads, progress=progress, **options)
 
 
 def quantize(
     artifact: Path,
     *,
-    method: str,
     out: Path,
+    method: str | None = None,
+    smoothing: bool | None = None,
+    reduce_range: bool | None = None,
+    exclude: Sequence[str] | None = None,
+    type: str | None = None,  # noqa: A002
+    bits_per_weight: float | None = None,
+    max_mb: float | None = None,
+    max_mean_kld: float | None = None,
+    imatrix: Path | None = None,
+    tensor_types: Mapping[str, str] | None = None,
     calibration: Path | None = None,
-    num_samples: int = 128,
+    num_samples: int | None = None,
     against: Path | None = None,
     data: Path | None = None,
-    smoothing: bool | None = None,
-    reduce_range: bool = False,
-    exclude: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
+    threads: int = 1,
     seed: int = 0,
     progress: Progress = SILENT,
-) -> tuple[Artifact, Verification]:
-    """Quantize an fp32 artifact; nothing appears at `out` unless its outputs stay near the reference's.
+) -> tuple[Artifact, dict[str, Any]]:
+    """Make an unquantized artifact smaller, and prove (or, of a language model, measure) how near it stays.
 
     Args:
-        artifact: fp32 ONNX artifact.
-        method: `dynamic-int8` or `static-int8`.
+        artifact: fp32 ONNX artifact, or f32, f16 or bf16 GGUF artifact.
         out: Folder to write.
-        calibration: Real rows for activation ranges; `static-int8` needs it.
-        num_samples: Rows drawn from the calibration file.
-        against: Checkpoint to verify against; `artifact` itself if left out.
-        data: Rows to verify on; packaged sentences if left out.
-        smoothing: Scale down outlying activation channels first, on the calibration rows; by default static does.
-        reduce_range: 7-bit weights, for x86 without VNNI.
-        exclude: Shell patterns of node and weight names that stay in float.
+        method: onnx: `dynamic-int8`, the default, or `static-int8`.
+        smoothing: onnx: scale down outlying activation channels first; by default static does.
+        reduce_range: onnx: 7-bit weights, for x86 without VNNI.
+        exclude: onnx: shell patterns of node and weight names that stay in float.
+        type: gguf: llama.cpp's name of a mix of types.
+        bits_per_weight: gguf: choose each tensor's type within this mean.
+        max_mb: gguf: the same within a file of so many megabytes.
+        max_mean_kld: gguf: the smallest file that stays so near, in nats a token.
+        imatrix: gguf: an importance matrix, from `imatrix`.
+        tensor_types: gguf: shell pattern of tensor names → type.
+        calibration: Rows for activation ranges, or text for an importance matrix.
+        num_samples: Rows of it, 128 if left out, or windows of 512 tokens, 40 if left out.
+        against: Checkpoint to compare with; `artifact` itself if left out.
+        data: Rows (of a language model: a text) to compare on; packaged sentences if left out.
         columns: The task's column → the file's.
+        threads: Of the engines.
         seed: Of every draw.
         progress: Shows how far it is.
 
+    Returns:
+        The artifact, and what was found, JSON-able.
+
     Raises:
-        UsageError: an option is unknown, or static-int8 was given no rows.
+        UsageError: an option is unknown or of another format, or something that is needed was not given.
         VerificationError: the quantized model is too far off.
     """
+    from edgesmith.api.graphs import quantize_onnx
+    from edgesmith.api.language import quantize_gguf
     from edgesmith.artifact import open_artifact
-    from edgesmith.recipe import QuantizeMethod, QuantizeOptions
-    from edgesmith.stages.base import make_into
-    from edgesmith.stages.quantize import QuantizeStage
-    from edgesmith.stages.rows import Rows
-    from edgesmith.stages.verify import verify_artifact
 
-    if method not in get_args(QuantizeMethod):
-        raise UsageError(f"--method {method}: unknown; use {' or '.join(get_args(QuantizeMethod))}")
-    source = open_artifact(artifact, kinds=("onnx",))
-    reference = open_artifact(against, kinds=("checkpoint", "onnx")) if against else source
-    rows = proof_rows(data, seed=seed, columns=columns, progress=progress)
-    stage = QuantizeStage(
-        source=source,
-        method=QuantizeOptions(
-            method=method,
-            smoothing=smoothing,
-            reduce_range=reduce_range,
-            exclude=tuple(exclude),
-        ),
-        rows=rows,
-        calibration=Rows(path=calibration, num=num_samples, seed=seed, columns=columns or {}) if calibration else None,
+    given: dict[str, dict[str, Any]] = {
+        "onnx": {"method": method, "smoothing": smoothing, "reduce_range": reduce_range, "exclude": exclude},
+        "gguf": {
+            "type": type,
+            "bits_per_weight": bits_per_weight,
+            "max_mb": max_mb,
+            "max_mean_kld": max_mean_kld,
+            "imatrix": imatrix,
+            "tensor_types": tensor_types,
+        },
+    }
+    kind = open_artifact(artifact, kinds=("onnx", "gguf")).kind
+    options = _options_of("an artifact of kind", kind, given)
+    if kind == "onnx":
+        made, proof = quantize_onnx(
+            artifact,
+            out=out,
+            calibration=calibration,
+            num_samples=num_samples or 128,
+            against=against,
+            data=data,
+            columns=columns,
+            seed=seed,
+            progress=progress,
+            **{"method": "dynamic-int8", **options},
+        )
+        return made, proof.to_json()
+    return quantize_gguf(
+        artifact,
+        out=out,
+        options=_gguf_options(options),
+        calibration=calibration,
+        num_windows=num_samples or 40,
+        checkpoint=against,
+        data=data,
+        columns=columns,
+        threads=threads,
+        progress=progress,
     )
-    return make_into(stage, out, lambda made: verify_artifact(made, reference, rows=rows, progress=progress), progress)
+
+
+def _options_of(what: str, chosen: str, given: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The options that were given to a format; one of another format is an error, not ignored."""
+    if chosen not in given:
+        raise UsageError(f"{what} {chosen}: unknown; use {', '.join(given)}")
+    for name, options in given.items():
+        for option, value in options.items():
+            if name != chosen and value is not None:
+                flag = "tensor-type" if option == "tensor_types" else option.replace("_", "-")
+                raise UsageError(f"--{flag} means nothing to {what} {chosen}", mend=f"It is for {name}.")
+    return {option: value for option, value in given[chosen].items() if value is not None}
+
+
+def _gguf_options(options: dict[str, Any]) -> GgufQuantizeOptions:
+    from pydantic import ValidationError
+
+    from edgesmith.recipe import GgufQuantizeOptions
+
+    if "imatrix" in options:
+        options["imatrix"] = str(options["imatrix"])
+    if not {"type", "bits_per_weight", "max_mb", "max_mean_kld"} & options.keys():
+        raise UsageError(
+            "a GGUF file needs a type or a budget",
+            mend="Give --type Q4_K_M, or one of --bits-per-weight, --max-mb, --max-mean-kld.",
+        )
+    try:
+        return GgufQuantizeOptions(**options)
+    except ValidationError as error:
+        faults = [str(fault["msg"]).removeprefix("Value error, ") for fault in error.errors()]
+        raise UsageError("; ".join(faults)) from error
 
 
 def weighted(given: str | Path) -> tuple[Path, float]:

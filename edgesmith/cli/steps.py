@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from edgesmith.cli.figures import show_measured
 from edgesmith.cli.options import ArtifactPath, Columns, DataFile, Json, Out, Seed, TaskName, Threads, pairs
 from edgesmith.cli.show import show_proof
-from edgesmith.errors import UsageError
-
-if TYPE_CHECKING:
-    from edgesmith.recipe import GgufQuantizeOptions
 
 __all__ = ["export", "merge", "quantize"]
 
@@ -78,44 +74,26 @@ def export(
     """Export a checkpoint, and prove the result equal to it on real data."""
     from edgesmith import api, console
 
-    given: dict[str, dict[str, Any]] = {
-        "onnx": {"task": task, "optimize_for": optimize_for, "opset": opset, "max_length": max_length},
-        "gguf": {"dtype": dtype, "converter": converter, "base": base},
-        "genai": {"precision": precision, "block_size": block_size},
-    }
-    options = _options_of("--format", format, given)
-    progress = console.ConsoleProgress()
-    proof: dict[str, Any]
-    if base is not None and not (checkpoint / "adapter_config.json").is_file():
-        raise UsageError(f"--base is for adapters; {checkpoint} has no adapter_config.json")
-    if format == "onnx":
-        artifact, verification = api.export(
-            checkpoint, out=out, data=data, columns=pairs(columns), seed=seed, progress=progress, **options
-        )
-        proof = verification.to_json()
-    elif format == "gguf" and (checkpoint / "adapter_config.json").is_file():
-        artifact, proof = api.export_adapter(
-            checkpoint, out=out, data=data, threads=threads, progress=progress, **options
-        )
-    elif format == "gguf":
-        artifact, proof = api.export_gguf(checkpoint, out=out, data=data, threads=threads, progress=progress, **options)
-    else:
-        artifact, proof = api.export_genai(
-            checkpoint, out=out, data=data, threads=threads, progress=progress, **options
-        )
+    artifact, proof = api.export(
+        checkpoint,
+        out=out,
+        format=format,
+        data=data,
+        task=task,
+        optimize_for=optimize_for,
+        opset=opset,
+        max_length=max_length,
+        dtype=dtype,
+        converter=converter,
+        base=base,
+        precision=precision,
+        block_size=block_size,
+        columns=pairs(columns),
+        threads=threads,
+        seed=seed,
+        progress=console.ConsoleProgress(),
+    )
     _show_artifact(artifact, proof, json)
-
-
-def _options_of(what: str, chosen: str, given: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The options that were given to a format; one of another format is an error, not ignored."""
-    if chosen not in given:
-        raise UsageError(f"{what} {chosen}: unknown; use {', '.join(given)}")
-    for name, options in given.items():
-        for option, value in options.items():
-            if name != chosen and value is not None:
-                flag = "tensor-type" if option == "tensor_types" else option.replace("_", "-")
-                raise UsageError(f"--{flag} means nothing to {what} {chosen}", mend=f"It is for {name}.")
-    return {option: value for option, value in given[chosen].items() if value is not None}
 
 
 def quantize(
@@ -177,73 +155,30 @@ def quantize(
 ) -> None:
     """Make an unquantized artifact smaller, and prove how near it stays."""
     from edgesmith import api, console
-    from edgesmith.artifact import open_artifact
 
-    given: dict[str, dict[str, Any]] = {
-        "onnx": {"method": method, "smoothing": smoothing, "reduce_range": reduce_range, "exclude": exclude},
-        "gguf": {
-            "type": type,
-            "bits_per_weight": bits_per_weight,
-            "max_mb": max_mb,
-            "max_mean_kld": max_mean_kld,
-            "imatrix": imatrix,
-            "tensor_types": tensor_types,
-        },
-    }
-    kind = open_artifact(artifact, kinds=("onnx", "gguf")).kind
-    options = _options_of("a file of format", kind, given)
-    progress = console.ConsoleProgress()
-    proof: dict[str, Any]
-    if kind == "onnx":
-        made, verification = api.quantize(
-            artifact,
-            out=out,
-            calibration=calibration,
-            num_samples=num_samples or 128,
-            against=against,
-            data=data,
-            columns=pairs(columns),
-            seed=seed,
-            progress=progress,
-            **{"method": "dynamic-int8", **options},
-        )
-        proof = verification.to_json()
-    else:
-        made, proof = api.quantize_gguf(
-            artifact,
-            out=out,
-            options=_gguf_options(options),
-            calibration=calibration,
-            num_windows=num_samples or 40,
-            checkpoint=against,
-            data=data,
-            columns=pairs(columns),
-            threads=threads,
-            progress=progress,
-        )
+    made, proof = api.quantize(
+        artifact,
+        out=out,
+        method=method,
+        smoothing=smoothing,
+        reduce_range=reduce_range,
+        exclude=exclude,
+        type=type,
+        bits_per_weight=bits_per_weight,
+        max_mb=max_mb,
+        max_mean_kld=max_mean_kld,
+        imatrix=imatrix,
+        tensor_types=pairs(tensor_types, option="--tensor-type", example="token_embd*=Q8_0") or None,
+        calibration=calibration,
+        num_samples=num_samples,
+        against=against,
+        data=data,
+        columns=pairs(columns),
+        threads=threads,
+        seed=seed,
+        progress=console.ConsoleProgress(),
+    )
     _show_artifact(made, proof, json)
-
-
-def _gguf_options(options: dict[str, Any]) -> GgufQuantizeOptions:
-    from pydantic import ValidationError
-
-    from edgesmith.recipe import GgufQuantizeOptions
-
-    if "imatrix" in options:
-        options["imatrix"] = str(options["imatrix"])
-    if "tensor_types" in options:
-        options["tensor_types"] = pairs(options["tensor_types"], option="--tensor-type", example="token_embd*=Q8_0")
-    if not {"type", "bits_per_weight", "max_mb", "max_mean_kld"} & options.keys():
-        raise UsageError(
-            "a GGUF file needs a type or a budget",
-            mend="Give --type Q4_K_M, or one of --bits-per-weight, --max-mb, --max-mean-kld.",
-        )
-    try:
-        return GgufQuantizeOptions(**options)
-    except ValidationError as error:
-        raise UsageError(
-            "; ".join(str(fault["msg"]).removeprefix("Value error, ") for fault in error.errors())
-        ) from error
 
 
 def _show_artifact(artifact: Any, proof: dict[str, Any], json: bool) -> None:

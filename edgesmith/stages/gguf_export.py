@@ -122,6 +122,7 @@ class GgufProof:
         figures: dict[str, JsonValue] = {
             "tokenizer_lines_equal": self.tokenizer.num_lines,
             "tokenizer_tokens_equal": self.tokenizer.num_tokens,
+            "tokenizer_lines_avoided": self.tokenizer.num_avoided,
             "logits_mean_kld": self.logits.mean_kld,
             "logits_max_kld": self.logits.max_kld,
             "logits_same_top": self.logits.same_top,
@@ -129,6 +130,7 @@ class GgufProof:
         }
         if self.template.templates:
             figures["chat_renderings_equal"] = self.template.num_rendered
+            figures["chat_conversations_refused_by_both"] = self.template.num_refused
         return figures
 
 

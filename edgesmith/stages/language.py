@@ -48,7 +48,9 @@ class ReferenceStage(Stage):
         from bench.language.reference import record_reference
 
         with open_generator(self.checkpoint, self.threads) as engine:
-            record_reference(engine, self.texts.cut(engine), progress=progress).save(folder)
+            record_reference(
+                engine, self.texts.cut(engine), artifact_digest=self.checkpoint.digest, progress=progress
+            ).save(folder)
         return self.seal(folder)
 
 
@@ -80,7 +82,6 @@ class LanguageStage(Stage):
     def make(self, folder: Path, progress: Progress) -> Artifact:
         """Write `language.json` and every token's figures."""
         from bench.language.measure import measure_language
-
         from bench.language.reference import Reference
 
         reference = Reference.load(self.reference.path) if self.reference else None
@@ -90,6 +91,7 @@ class LanguageStage(Stage):
                 reference.windows if reference else self.texts.cut(engine),
                 reference=reference,
                 artifact_digest=self.artifact.digest,
+                text=self.texts.path.name,
                 progress=progress,
             ).save(folder)
         return self.seal(folder)

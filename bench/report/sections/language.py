@@ -54,7 +54,9 @@ def _how(language: LanguageEvaluation) -> str:
         said += f"; held against {language.reference_engine} on the same tokens"
     if language.num_excluded:
         said += f"; {language.num_excluded:,} logits of padding left out"
-    below = "± is that tool's standard error for independent tokens; the interval counts windows, not tokens"
+    below = (
+        "± is that tool's standard error for independent tokens; the interval below a figure counts windows, not tokens"
+    )
     return f"{said}. {below}."
 
 
@@ -71,7 +73,7 @@ def _figures(language: LanguageEvaluation) -> Table:
     rows: list[tuple[Cell, ...]] = [("perplexity", *_cells(language.perplexity(), digits=3))]
     if language.has_reference:
         rows += _against_reference(language)
-    return Table(head=("figure", "value", "±", "95 % interval"), rows=tuple(rows))
+    return Table(head=("figure", "value (95 % interval)", "±"), rows=tuple(rows))
 
 
 def _against_reference(language: LanguageEvaluation) -> list[tuple[Cell, ...]]:
@@ -83,32 +85,32 @@ def _against_reference(language: LanguageEvaluation) -> list[tuple[Cell, ...]]:
     for percentile, name in ((50.0, "median"), (99.0, "p99")):
         rows.append((f"divergence, {name}", *_nats(language.kld_percentile(percentile))))
     assert language.kld is not None
-    rows.append(("divergence, largest", short_nats(float(language.kld.max())), "–", "–"))
+    rows.append(("divergence, largest", short_nats(float(language.kld.max())), "–"))
     rows.append(("same likeliest token", *_cells(language.same_top_rate(), scale=100.0, unit=" %")))
     rows.append(("change of the text's probability, mean", *_points(language.mean_p_diff())))
     rows.append(("change of the text's probability, RMS", *_points(language.rms_p_diff())))
     return rows
 
 
-def _cells(one: Estimate, *, digits: int = 2, scale: float = 1.0, unit: str = "") -> tuple[Cell, Cell, Cell]:
+def _cells(one: Estimate, *, digits: int = 2, scale: float = 1.0, unit: str = "") -> tuple[Cell, Cell]:
     def shown(value: float, rounding: Rounding = "near") -> str:
         return show(scale * value, digits=digits, rounding=rounding).replace("-", "−")
 
-    interval = "–"
+    value: Cell = f"{shown(one.value)}{unit}"
     if one.lower is not None and one.upper is not None:
-        interval = f"{shown(one.lower, 'down')} to {shown(one.upper, 'up')}{unit}"
-    return f"{shown(one.value)}{unit}", "–" if one.error is None else shown(one.error, "up"), interval
+        value = Noted(f"{shown(one.value)}{unit}", f"{shown(one.lower, 'down')} to {shown(one.upper, 'up')}")
+    return value, "–" if one.error is None else shown(one.error, "up")
 
 
-def _points(one: Estimate) -> tuple[Cell, Cell, Cell]:
+def _points(one: Estimate) -> tuple[Cell, Cell]:
     return _cells(one, digits=3, scale=100.0, unit=" points")
 
 
-def _nats(one: Estimate) -> tuple[Cell, Cell, Cell]:
-    interval = "–"
+def _nats(one: Estimate) -> tuple[Cell, Cell]:
+    value: Cell = short_nats(one.value)
     if one.lower is not None and one.upper is not None:
-        interval = f"{short_nats(one.lower)} to {short_nats(one.upper)}"
-    return short_nats(one.value), "–" if one.error is None else short_nats(one.error), interval
+        value = Noted(short_nats(one.value), f"{short_nats(one.lower)} to {short_nats(one.upper)}")
+    return value, "–" if one.error is None else short_nats(one.error)
 
 
 def _limit(verdicts: Sequence[Verdict], gate: str, unit: str = "nats") -> float | None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +46,7 @@ def language(
     )
 
 
-def judged(gates: dict[str, object], **parts: object) -> list[Verdict]:
+def judged(gates: Mapping[str, Any], **parts: object) -> list[Verdict]:
     return judge(Gates.model_validate(gates), built.evidence(**parts))
 
 
@@ -210,6 +212,7 @@ def test_the_speed_of_writing_has_three_outcomes() -> None:
     assert at(40, measured).verdict is Outcome.PASS
     assert at(60, measured).verdict is Outcome.FAIL
     estimate = at(40, measured).estimate
+    assert estimate is not None
     assert estimate == pytest.approx(50, rel=0.02)
     assert at(estimate, measured).verdict is Outcome.INCONCLUSIVE
     few = at(1, generation(3))
@@ -259,7 +262,7 @@ def test_a_missing_generation_is_named_and_a_device_leaves_it_open() -> None:
         ({"devices": {"*": {"cpu": {"max_ms": 2}}}}, "text-generation", r"the devices\.\*\.cpu gate"),
     ],
 )
-def test_gates_that_a_task_cannot_have_are_refused(gates: dict[str, object], task: str, message: str) -> None:
+def test_gates_that_a_task_cannot_have_are_refused(gates: Mapping[str, Any], task: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         check_gates(Gates.model_validate(gates), task)
 
@@ -297,11 +300,12 @@ def test_what_a_language_model_needs_follows_from_its_gates() -> None:
     assert Gates.model_validate({"generation": {"max_ttft_ms": 9}}).needs_generation
     assert Gates.model_validate({"accuracy": {"min": 0.1}}).needs_answers
     assert not Gates.model_validate({"accuracy": {"min": 0.1}}).needs_baseline_answers
-    for empty in (
+    faulty: tuple[Mapping[str, Any], ...] = (
         {"perplexity": {}},
         {"generation": {}},
         {"perplexity": {"max_ratio": 0.1}},
         {"divergence": {"max_mean_kl": 1}},
-    ):
+    )
+    for empty in faulty:
         with pytest.raises(ValidationError):
             Gates.model_validate(empty)

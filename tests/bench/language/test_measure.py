@@ -170,7 +170,7 @@ def test_other_windows_other_tokens_and_broken_logits_are_named() -> None:
         measure_language(KnownEngine(noise=float("nan")), reference)
     for option in ({"top_k": 0}, {"num_tail": 0}, {"num_vocabulary": 500}):
         with pytest.raises(UsageError, match=r"top_k is|gives 400 logits"):
-            record_reference(KnownEngine(), windows(3), **option)
+            record_reference(KnownEngine(), windows(3), **option)  # type: ignore[arg-type]
 
 
 def test_equally_likely_tokens_count_as_the_same_top() -> None:

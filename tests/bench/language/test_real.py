@@ -7,9 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-for _name in ("llama_cpp", "gguf", "transformers"):
-    pytest.importorskip(_name)
-
 from bench.language.measure import measure_language
 from bench.language.reference import record_reference
 from bench.language.windows import windows_of
@@ -20,8 +17,9 @@ TEXT = "It was the best of times, it was the worst of times; in 1849 the price r
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import transformers
-
+    for name in ("llama_cpp", "gguf"):
+        pytest.importorskip(name)
+    transformers = pytest.importorskip("transformers")
     from tests.export.gguf.conftest import TINY, save_model, save_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny")

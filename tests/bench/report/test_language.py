@@ -38,7 +38,7 @@ def test_page_and_markdown_say_the_same_figures() -> None:
     [language] = [target.language for target in made.targets]
     assert language is not None
     for figure in (
-        f"{language.perplexity().value:.3f}",
+        f"{language.perplexity().value:,.3f}",
         f"{language.perplexity_ratio().value:.4f}×",
         short_nats(language.mean_kld().value),
         "180 tokens, the second halves of 12 windows of 32",

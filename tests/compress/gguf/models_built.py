@@ -27,6 +27,7 @@ def write_llama(
     num_layers: int = 2,
     num_experts: int = 0,
     dtype: type[np.floating[Any]] = np.float32,
+    same_layers: bool = False,
     seed: int = 0,
 ) -> Path:
     """A Llama (a Mixtral, with experts) of seeded weights and 300 tokens, its head tied to the embeddings."""
@@ -53,6 +54,7 @@ def write_llama(
     add("token_embd.weight", 300, width)
     writer.add_tensor("output_norm.weight", np.ones(width, np.float32))
     for index in range(num_layers):
+        random = np.random.default_rng(seed + 1) if same_layers else random
         for norm in ("attn_norm", "ffn_norm"):
             writer.add_tensor(f"blk.{index}.{norm}.weight", np.ones(width, np.float32))
         for kind, (rows, columns) in LAYER.items():

@@ -17,13 +17,16 @@ import gguf
 import numpy as np
 import pytest
 
+from compress.gguf.collect_runtime import collect_imatrix_runtime
 from compress.gguf.imatrix import ImatrixEntry
 from compress.gguf.quantize import GgufQuantConfig, GgufQuantizer, quantize_gguf
 from compress.gguf.types import FILE_TYPES, TENSOR_TYPES
 from compress.gguf.worker_process import QuantizeJob, WorkerProcess
 from edgesmith.errors import ArtifactError, StorageError, UnsupportedError, UsageError
 from edgesmith.progress import Advance, Progress
+from export.gguf.to_gguf import to_gguf
 from serve.runtime.gguf_file import read_gguf
+from serve.runtime.llama_library import LlamaContext, LlamaModel
 from tests.compress.gguf.models_built import seeded_imatrix, stored_bytes, values_of, write_llama
 
 DOWN = "blk.1.ffn_down.weight"
@@ -295,3 +298,20 @@ def test_sixteen_bit_sources_are_read(tmp_path: Path, quantizer: GgufQuantizer) 
     expected = gguf.quants.quantize(values_of(source, DOWN).astype(np.float32), gguf.GGMLQuantizationType.Q8_0)
     assert stored_bytes(done.path)[DOWN] == expected.tobytes()
     assert {one.source_type for one in done.tensors} == {"F16", "F32"}
+
+
+def test_smollm2_keeps_its_words(smollm2_folder: Path, quantizer: GgufQuantizer, tmp_path: Path) -> None:
+    source = to_gguf(smollm2_folder, tmp_path / "f16.gguf").path
+    text = "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of"
+    with LlamaModel(source, vocab_only=True) as model:
+        tokens = model.tokenize(text, add_special=False)
+    matrix = collect_imatrix_runtime(source, [tokens])
+    done = quantizer.quantize(source, tmp_path / "out.gguf", imatrix=matrix)
+    assert len(done.fallbacks) == 180  # 576 columns are no multiple of 256
+    assert (done.without_imatrix, len(done.tensors)) == ((), 272)
+    assert done.size_bytes == pytest.approx(105.5e6, rel=1e-3)
+    tops = []
+    for path in (source, done.path):
+        with LlamaModel(path) as model, LlamaContext(model, num_tokens=len(tokens)) as context:
+            tops.append(context.run(tokens).argmax(1))
+    assert (tops[0] == tops[1]).mean() > 0.8

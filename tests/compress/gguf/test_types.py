@@ -14,7 +14,7 @@ from compress.gguf.types import FILE_TYPES, TENSOR_TYPES, find_file_type, find_t
 from compress.gguf.worker_process import QuantizeFailedError, QuantizeJob, WorkerProcess
 from edgesmith.errors import UsageError
 from serve.runtime.gguf_file import BLOCK_TYPES
-from tests.compress.gguf.models_built import seeded_imatrix, stored_bytes
+from tests.compress.gguf.models_built import LAYER, seeded_imatrix, stored_bytes
 
 
 def test_presets_are_those_of_the_library() -> None:
@@ -43,21 +43,33 @@ def test_presets_need_a_matrix_exactly_where_the_library_says_so(fitting_model: 
     assert needing == {name for name, preset in FILE_TYPES.items() if preset.needs_imatrix}
 
 
+SLOWLY_MADE = ("IQ1_S", "IQ1_M")  # their tables take ten seconds each
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        tuple(name for name in TENSOR_TYPES if name not in SLOWLY_MADE),
+        pytest.param(SLOWLY_MADE, marks=pytest.mark.slow),
+    ],
+    ids=["most", "slowly made"],
+)
 def test_a_matrix_changes_exactly_the_types_that_say_so(
-    make_model: Callable[..., Path], quantizer: GgufQuantizer, tmp_path: Path
+    names: tuple[str, ...], make_model: Callable[..., Path], quantizer: GgufQuantizer, tmp_path: Path
 ) -> None:
-    source = make_model(inner=256, num_layers=4)
-    matrices = sorted(seeded_imatrix(source).entries)
-    types = dict(zip(matrices, TENSOR_TYPES, strict=False))
-    assert len(types) == len(TENSOR_TYPES)
-    written = []
-    for seed in (1, 2):
-        out = tmp_path / f"{seed}.gguf"
-        config = GgufQuantConfig(type="F32", tensor_types=types)
-        quantizer.quantize(source, out, config, imatrix=seeded_imatrix(source, seed=seed))
-        written.append(stored_bytes(out))
-    changed = {type_name for name, type_name in types.items() if written[0][name] != written[1][name]}
-    assert changed == {name for name, kind in TENSOR_TYPES.items() if kind.uses_imatrix}
+    source = make_model(inner=256, num_layers=8, same_layers=True)
+    kinds = [f"blk.{{}}.{kind}.weight" for kind in sorted(LAYER)]
+    # One type in two layers that are the same but for their importance.
+    pairs = {
+        name: (kinds[index % 7].format(index // 7), kinds[index % 7].format(4 + index // 7))
+        for index, name in enumerate(names)
+    }
+    config = GgufQuantConfig(type="F32", tensor_types={one: name for name, pair in pairs.items() for one in pair})
+    done = quantizer.quantize(source, tmp_path / "out.gguf", config, imatrix=seeded_imatrix(source))
+    written, before = stored_bytes(done.path), stored_bytes(source)
+    assert all(before[one] == before[other] for one, other in pairs.values())
+    changed = {name for name, (one, other) in pairs.items() if written[one] != written[other]}
+    assert changed == {name for name in names if TENSOR_TYPES[name].uses_imatrix}
 
 
 def test_block_sizes_are_those_of_the_gguf_package() -> None:
