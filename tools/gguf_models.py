@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from bench.language.windows import Windows, cut_windows
 from compress.checkpoint import open_checkpoint
@@ -66,6 +70,40 @@ def default_checkpoint() -> Path:
 
     folder: Path = smollm2_folder()
     return folder
+
+
+def take_off_grid(checkpoint: Path, out_folder: Path, *, seed: int = 0) -> Path:
+    """Copy a checkpoint whose weights come from a Q4_1 file, moving each by up to half a step of its block.
+
+    SmolLM2's package holds 4-bit weights: in fp32 they still lie on that grid, and a type that has the same grid
+    keeps them without loss, which says nothing about other models. The noise is as large as what rounding took.
+
+    Args:
+        checkpoint: Hugging Face folder with float32 weights.
+        out_folder: Not made again if it is there.
+        seed: Of the noise.
+    """
+    if (out_folder / "config.json").is_file():
+        return out_folder
+    random = np.random.default_rng(seed)
+    out_folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        weights = load_file(path)
+        for name, weight in sorted(weights.items()):
+            if weight.ndim == 2 and weight.shape[1] % 32 == 0:
+                blocks = weight.reshape(-1, 32)
+                if "embed" in name:  # in the package of 8 bits
+                    steps = np.abs(blocks).max(axis=1, keepdims=True) / 127
+                else:
+                    steps = (blocks.max(axis=1, keepdims=True) - blocks.min(axis=1, keepdims=True)) / 15
+                noise = random.uniform(-0.5, 0.5, blocks.shape).astype(np.float32)
+                weights[name] = (blocks + noise * steps).reshape(weight.shape)
+        save_file(weights, out_folder / path.name, metadata={"format": "pt"})
+    for path in sorted(checkpoint.glob("*.json*"), key=lambda path: path.name == "config.json"):  # which comes last
+        shutil.copy(path, out_folder)
+    for path in checkpoint.glob("*.jinja"):
+        shutil.copy(path, out_folder)
+    return out_folder
 
 
 class Workshop:

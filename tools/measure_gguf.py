@@ -4,7 +4,7 @@
 
 converts, quantizes, measures, and prints a Markdown table and the limits that must be kept; it ends with 1 if one is
 not. What was built and measured is kept in the work folder. `--only quality speed` measures a part; the table then
-shows what earlier runs found of the rest.
+shows what earlier runs found of the rest. Use another work folder for another checkpoint.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from gguf_models import ALLOCATED, PRESETS, WEIGHTED, Built, Workshop, default_checkpoint, read_book
+from gguf_models import ALLOCATED, PRESETS, WEIGHTED, Built, Workshop, default_checkpoint, read_book, take_off_grid
 
 from bench.language.evaluation import LanguageEvaluation
 from bench.language.intervals import bound_mean
@@ -317,6 +317,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=PRESETS, help="types to compare")
     parser.add_argument("--checkpoint", type=Path, help="another model than SmolLM2-135M-Instruct")
+    parser.add_argument("--on-grid", action="store_true", help="SmolLM2's 4-bit weights as they are, see take_off_grid")
     parser.add_argument("--text", type=Path, help="another text than Moby-Dick; its last fifth is held out")
     parser.add_argument("--work", type=Path, default=Path("out/bench-gguf"), help="where what is built is kept")
     parser.add_argument("--windows", type=int, default=16, help="held-out windows")
@@ -329,7 +330,12 @@ def main() -> int:
     arguments = parser.parse_args()
     begin = time.perf_counter()
     text = arguments.text.read_text(encoding="utf-8") if arguments.text else read_book()
-    shop = Workshop(arguments.checkpoint or default_checkpoint(), text, arguments.work, threads=arguments.threads)
+    checkpoint, work = arguments.checkpoint, arguments.work / ("on-grid" if arguments.on_grid else "models")
+    if checkpoint is None:
+        checkpoint = default_checkpoint()
+        if not arguments.on_grid:
+            checkpoint = take_off_grid(checkpoint, arguments.work / "checkpoint")
+    shop = Workshop(checkpoint, text, work, threads=arguments.threads)
     session = Session(shop, arguments)
     for built in models(shop, arguments.only, arguments.presets):
         session.rows[built.name] = built
@@ -347,7 +353,11 @@ def main() -> int:
 def report(session: Session, found: Sequence[Check], seconds: float) -> None:
     """Print the tables."""
     arguments, windows = session.arguments, session.windows
+    model = (
+        arguments.checkpoint or f"SmolLM2-135M-Instruct, weights {'on' if arguments.on_grid else 'off'} the 4-bit grid"
+    )
     lines = [
+        f"{model}.",
         f"{describe_machine().summary}; {arguments.threads} threads; {windows.num_windows} held-out windows of "
         f"{windows.length} tokens, {windows.num_windows * windows.num_scored:,} scored; prompts of "
         f"{arguments.prompt_tokens} and answers of {arguments.answer_tokens} tokens; {seconds:.0f} s.",

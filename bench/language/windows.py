@@ -168,7 +168,7 @@ def read_text(path: Path, column: str = _COLUMN) -> str:
 
     suffix = path.suffix.lower()
     if suffix not in TEXT_SUFFIXES and suffix not in FORMATS:
-        known = ", ".join(sorted((*TEXT_SUFFIXES, *FORMATS)))
+        known = ", ".join(sorted({*TEXT_SUFFIXES, *FORMATS}))
         raise DataError(f"{path}: {suffix or 'no extension'} is no text that is read here", mend=f"Use {known}.")
     if suffix not in TEXT_SUFFIXES:
         return "\n\n".join(_text_of(row.values, row.place, column) for row in read_rows(path))

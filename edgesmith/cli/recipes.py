@@ -90,6 +90,7 @@ def run(
 
 def _show_run(result: Any) -> None:
     from edgesmith import console
+    from edgesmith.release_table import release_table
     from edgesmith.units import format_seconds
 
     steps = [
@@ -97,7 +98,7 @@ def _show_run(result: Any) -> None:
         for step in result.steps
     ]
     console.print_table(("step", "does", "", "time"), steps)
-    console.print_table(*result.table())
+    console.print_table(*release_table(result.targets))
     for target in result.targets:
         if result.is_judged and not target.verdicts:
             console.say(
