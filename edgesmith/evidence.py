@@ -325,8 +325,12 @@ def _unchanged(artifact: Subject) -> Verdict:
     )
 
 
-def load_gates(path: Path) -> Gates:
+def load_gates(path: Path, target: str) -> Gates:
     """Read gates from a recipe, or from a YAML file with just them.
+
+    Args:
+        path: The file.
+        target: Whose gates they are, in a recipe that has a target of that name.
 
     Raises:
         RecipeError: the file is missing, not YAML, or breaks the schema.
@@ -342,7 +346,8 @@ def load_gates(path: Path) -> Gates:
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: must be a mapping of gates")
     if "targets" in content:
-        return load_recipe(path).gates
+        recipe = load_recipe(path)
+        return recipe.gates_of(target) if target in recipe.targets else recipe.gates
     try:
         return Gates.model_validate(content.get("gates", content))
     except ValidationError as error:

@@ -339,6 +339,10 @@ class Gates(MachineGates):
                 raise ValueError(f"accuracy has two limits for {metric or 'the main metric'}; write them as one")
         return self
 
+    def updated(self, other: Gates) -> Gates:
+        """These gates with those that `other` sets in their place."""
+        return self.model_copy(update={name: getattr(other, name) for name in other.model_fields_set})
+
     @property
     def are_set(self) -> bool:
         """Whether there is anything to judge."""

@@ -17,7 +17,7 @@ from edgesmith.artifact import MANIFEST, Artifact, read_artifact
 from edgesmith.errors import EdgesmithError, UsageError
 from edgesmith.evidence import Role, write_role
 from edgesmith.files import copy_tree, hold_lock, storage_errors
-from edgesmith.gates import Gates, RegressionGate
+from edgesmith.gates import RegressionGate
 from edgesmith.pipeline import Made, TargetResult, walk
 from edgesmith.progress import Progress
 from edgesmith.recipe import Recipe, load_recipe
@@ -44,7 +44,8 @@ class Release:
     out: Path
     steps: tuple[TimedStep, ...]
     targets: tuple[ReleasedTarget, ...]
-    gates: Gates
+    is_judged: bool
+    """Whether the recipe has gates."""
     seconds: float
 
     @property
@@ -57,11 +58,6 @@ class Release:
 
         verdicts = [verdict for target in self.targets for verdict in target.verdicts]
         return overall(verdicts).value if self.is_judged else "PASS"
-
-    @property
-    def is_judged(self) -> bool:
-        """Whether the recipe has gates."""
-        return self.gates.are_set
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -122,13 +118,13 @@ def make_release(
         title=recipe.name,
     )
     for released in targets:
-        if released.is_own_baseline and recipe.gates != recipe.gates.absolute:
+        if released.is_own_baseline and recipe.gates_of(released.name).needs_baseline:
             progress.note(f"{released.name}: is its own baseline; gates that compare with one were not judged for it")
     return Release(
         out=destination,
         steps=tuple(runner.steps),
         targets=targets,
-        gates=recipe.gates,
+        is_judged=any(recipe.gates_of(name).are_set for name in recipe.targets),
         seconds=time.monotonic() - start,
     )
 
@@ -217,9 +213,10 @@ def _index(recipe: Recipe, made: Made, command: str) -> ReleaseIndex:
         targets[target.name] = ReleasedTargetIndex(
             parts=tuple(sorted({*_parts(made, target), *_others(target)})),
             lineage=_lineage(made, target),
+            gates=recipe.gates_of(target.name),
             notes=_notes(target.artifact),
         )
-    return ReleaseIndex(name=recipe.name, command=command, gates=recipe.gates, versions=versions, targets=targets)
+    return ReleaseIndex(name=recipe.name, command=command, versions=versions, targets=targets)
 
 
 def _lineage(made: Made, target: TargetResult) -> tuple[Ancestor, ...]:

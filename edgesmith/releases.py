@@ -39,6 +39,7 @@ class ReleasedTargetIndex(_Part):
     parts: tuple[FolderName, ...] = ()
     """Folders of evidence that `run` wrote; others are the user's."""
 
+    gates: Gates = Gates()
     lineage: tuple[Ancestor, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -46,11 +47,10 @@ class ReleasedTargetIndex(_Part):
 class ReleaseIndex(_Part):
     """Content of `release.json`."""
 
-    schema_version: Annotated[int, Field(ge=1, le=1)] = 1
+    schema_version: Annotated[int, Field(ge=2, le=2)] = 2
     name: str
     command: str
     """What made the release."""
-    gates: Gates = Gates()
     versions: dict[str, str] = {}
     targets: dict[FolderName, ReleasedTargetIndex]
 

@@ -51,7 +51,7 @@ def read_targets(folder: Path) -> tuple[ReleasedTarget, ...]:
         ArtifactError: an artifact or evidence was altered.
     """
     index = _index(folder)
-    return tuple(_read_target(folder, name, index.gates) for name in index.targets)
+    return tuple(_read_target(folder, name, target.gates) for name, target in index.targets.items())
 
 
 def _index(folder: Path) -> ReleaseIndex:

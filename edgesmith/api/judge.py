@@ -49,10 +49,10 @@ def gate(
     from edgesmith.releases import EVIDENCE, locate_target
     from edgesmith.verdict_files import VerdictFiles
 
-    limits = load_gates(gates)
+    artifact = locate_target(artifact, artifact.resolve().name)
+    limits = load_gates(gates, artifact.resolve().name)
     if not limits.are_set:
         raise UsageError(f"{gates}: sets no gate: there is nothing to judge", mend="Set accuracy, size or another one.")
-    artifact = locate_target(artifact, artifact.resolve().name)
     opened = open_artifact(artifact)
     folder = evidence or artifact.resolve().parent / EVIDENCE
     if evidence is not None and not evidence.is_dir():

@@ -9,6 +9,7 @@ from pathlib import Path
 from edgesmith.artifact import Artifact, open_artifact
 from edgesmith.data import read_rows
 from edgesmith.errors import UsageError
+from edgesmith.gates import Gates
 from edgesmith.pipeline.base import NUM_VERIFIED, TargetResult, Walk, needed
 from edgesmith.recipe import OnnxTarget, Scenario
 from edgesmith.releases import locate_target
@@ -75,13 +76,14 @@ class GraphWalk(Walk):
                 f"{calibration.path}: holds the held-out rows; gates would be judged on rows it was tuned to",
                 mend="Calibrate on training rows.",
             )
-        check_gates(self.recipe.gates, self.recipe.task)
-        if any(scenario == "load" for scenario, _ in self.recipe.gates.scenarios):
-            raise UsageError(
-                "gates.latency: scenario load is measured on a running server, which `run` does not start",
-                mend="Keep that gate in a file of its own: `edgesmith load`, then `edgesmith gate --gates FILE`.",
-            )
         for name in self.recipe.targets:
+            gates = self.recipe.gates_of(name)
+            check_gates(gates, self.recipe.task)
+            if any(scenario == "load" for scenario, _ in gates.scenarios):
+                raise UsageError(
+                    "gates.latency: scenario load is measured on a running server, which `run` does not start",
+                    mend="Keep that gate in a file of its own: `edgesmith load`, then `edgesmith gate --gates FILE`.",
+                )
             self._given_baseline(name)
             self.previous(name, ("onnx",))
 
@@ -159,26 +161,29 @@ class GraphWalk(Walk):
 
     def _measure(self, name: str, artifact: Artifact | None) -> dict[str, Artifact | None]:
         """Accuracy on all rows, sizes, and every scenario that the recipe or its gates ask for."""
+        gates = self.recipe.gates_of(name)
         evidence = {
             "eval": self._evaluate(f"{name}: eval", artifact),
             "footprint": self.footprint(f"{name}: footprint", artifact),
-            "bench": self._bench(f"{name}: bench", artifact, "single", None),
+            "bench": self._bench(f"{name}: bench", artifact, "single", None, gates),
         }
-        for scenario, rate in self._further_scenarios():
+        for scenario, rate in self._further_scenarios(gates):
             which = scenario if rate is None else f"{scenario}-{rate:g}"
-            evidence[f"bench-{which}"] = self._bench(f"{name}: bench {which}", artifact, scenario, rate)
+            evidence[f"bench-{which}"] = self._bench(f"{name}: bench {which}", artifact, scenario, rate, gates)
         return evidence
 
     def _measure_baseline(self, name: str, baseline: Artifact | None) -> dict[str, Artifact | None]:
         return {
             "baseline-eval": self._evaluate(f"{name}: eval baseline", baseline),
             "baseline-footprint": self.footprint(f"{name}: footprint baseline", baseline),
-            "baseline-bench": self._bench(f"{name}: bench baseline", baseline, "single", None),
+            "baseline-bench": self._bench(
+                f"{name}: bench baseline", baseline, "single", None, self.recipe.gates_of(name)
+            ),
         }
 
-    def _further_scenarios(self) -> list[tuple[Scenario, float | None]]:
+    def _further_scenarios(self, gates: Gates) -> list[tuple[Scenario, float | None]]:
         """Those beside `single`, in a fixed order."""
-        measure, gates = self.recipe.measure, self.recipe.gates
+        measure = self.recipe.measure
         wanted: set[tuple[Scenario, float | None]] = {
             ("server", rate) for scenario, rate in gates.scenarios if scenario == "server"
         }
@@ -196,7 +201,9 @@ class GraphWalk(Walk):
             lambda: EvalStage(artifact=needed(artifact), rows=self._all_rows),
         )
 
-    def _bench(self, name: str, artifact: Artifact | None, scenario: Scenario, rate: float | None) -> Artifact | None:
+    def _bench(
+        self, name: str, artifact: Artifact | None, scenario: Scenario, rate: float | None, gates: Gates
+    ) -> Artifact | None:
         measure = self.recipe.measure
         does = {
             "single": "single stream",
@@ -213,23 +220,10 @@ class GraphWalk(Walk):
                 scenario=scenario,
                 rate=rate,
                 threads=measure.threads,
-                min_requests=self._needed_requests(scenario, rate),
+                min_requests=_needed_requests(gates, scenario, rate),
                 seconds=measure.seconds,
                 length=None if scenario == "offline" else measure.length,
             ),
-        )
-
-    def _needed_requests(self, scenario: Scenario, rate: float | None) -> int | None:
-        """Requests with which the gates' percentiles can be certified although a few are slow; None without a gate."""
-        from bench.gates.latency import requests_to_plan
-
-        return max(
-            (
-                requests_to_plan(gate)
-                for gate in self.recipe.gates.latencies
-                if (gate.scenario, gate.rate) == (scenario, rate)
-            ),
-            default=None,
         )
 
     def _compare(self, name: str, role: str, artifact: Artifact | None, baseline: Artifact | None) -> Artifact | None:
@@ -247,3 +241,11 @@ class GraphWalk(Walk):
                 seconds=measure.seconds,
             ),
         )
+
+
+def _needed_requests(gates: Gates, scenario: Scenario, rate: float | None) -> int | None:
+    """Requests with which the gates' percentiles can be certified although a few are slow; None without a gate."""
+    from bench.gates.latency import requests_to_plan
+
+    asked = (gate for gate in gates.latencies if (gate.scenario, gate.rate) == (scenario, rate))
+    return max((requests_to_plan(gate) for gate in asked), default=None)

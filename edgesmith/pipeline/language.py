@@ -72,8 +72,8 @@ class LanguageWalk(Walk):
         if self._prompts is not None and self._prompts.path is not None:
             for _ in read_rows(self._prompts.path):
                 pass
-        check_gates(self.recipe.gates, self.recipe.task)
         for name, target in self.recipe.targets.items():
+            check_gates(self.recipe.gates_of(name), self.recipe.task)
             self.previous(name, GENERATES)
             if isinstance(target, GgufTarget):
                 self._check_target(name, target)

@@ -143,10 +143,15 @@ class Recipe(Strict):
     """What gates compare with: `fp32` is the unquantized export of the same checkpoint (of a language model the
     checkpoint itself, run in torch); else an artifact's folder."""
     gates: Gates = Gates()
-    """What every target must hold."""
+    """What every target must hold, unless it has a gate of the same kind itself."""
     measure: Measure = Measure()
     seed: int = 0
     """Of every random choice."""
+
+    def gates_of(self, target: str) -> Gates:
+        """What a target must hold: the recipe's gates, its own in their place."""
+        own = self.targets[target].gates
+        return self.gates if own is None else self.gates.updated(own)
 
     @property
     def generates(self) -> bool:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from edgesmith.gates import Gates
 from edgesmith.recipe.strict import Positive, Strict
 
 __all__ = [
@@ -51,7 +52,14 @@ class QuantizeOptions(Strict):
         return self.method == "static-int8" or self.is_smoothed
 
 
-class OnnxTarget(Strict):
+class _Target(Strict):
+    """What every target can have."""
+
+    gates: Gates | None = None
+    """What this target must hold: its gates take the place of the recipe's of the same kinds."""
+
+
+class OnnxTarget(_Target):
     """A graph for ONNX Runtime."""
 
     format: Literal["onnx"]
@@ -117,7 +125,7 @@ class GgufQuantizeOptions(Strict):
         return str(self.type)
 
 
-class GgufTarget(Strict):
+class GgufTarget(_Target):
     """One file for llama.cpp."""
 
     format: Literal["gguf"]
@@ -153,7 +161,7 @@ class GenaiQuantizeOptions(Strict):
     """Bits of the layers that rounding harms most: the first and last eighth, and every third between."""
 
 
-class GenaiTarget(Strict):
+class GenaiTarget(_Target):
     """A folder for onnxruntime-genai."""
 
     format: Literal["genai"]

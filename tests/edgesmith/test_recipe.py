@@ -113,3 +113,46 @@ def test_every_key_of_the_schema_is_described() -> None:
         if "description" not in field and "$ref" not in str(field)
     ]
     assert blank == []
+
+
+LANGUAGE = """\
+version: 1
+name: novel
+task: text-generation
+model: {base: base}
+data: {eval: held_out.txt}
+targets:
+  phone: {format: gguf, quantize: {type: Q4_K_M}}
+  box: {format: genai, quantize: {method: int4}, gates: {divergence: {max_mean_kld: 0.2}}}
+gates: {perplexity: {max_ratio: 1.05}, divergence: {max_mean_kld: 0.05}}
+"""
+
+
+def test_a_targets_own_gates_take_the_place_of_those_of_the_same_kind(tmp_path: Path) -> None:
+    recipe = load(tmp_path, LANGUAGE)
+    phone, box = recipe.gates_of("phone"), recipe.gates_of("box")
+    assert phone == recipe.gates
+    assert box.divergence is not None
+    assert box.divergence.max_mean_kld == 0.2
+    assert box.perplexity == recipe.gates.perplexity
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("targets.phone.format=ggu", "recipe.yaml:7: targets.phone: there is no format 'ggu'; did you mean 'gguf'?"),
+        ("targets.phone.quantize={typ: Q4_K_M}", "targets.phone.quantize.typ: unknown key; did you mean 'type'?"),
+        ("targets.phone.quantize={type: Q8_0, max_mb: 9}", "needs just one of type, bits_per_weight, max_mb"),
+        ("targets.phone.quantize={max_mb: 9}", "the choice of types by measured damage needs data.calibration"),
+        ("targets.phone.quantize={type: Q4_K_M, imatrix: true}", "imatrix: true needs data.calibration"),
+        ("targets.phone={format: onnx}", "targets.phone: text-generation cannot be made into onnx; use gguf or genai"),
+        ("targets.box.quantize.block_size=31", "targets.box.quantize.block_size"),
+        ("task=text-classification", "cannot be made into gguf; use onnx"),
+        ("baseline=other", "a language model is compared with its checkpoint"),
+        ("measure.rate=5", "timed one answer at a time"),
+    ],
+)
+def test_a_language_recipes_fault_names_its_place(tmp_path: Path, setting: str, said: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load(tmp_path, LANGUAGE, setting)
+    assert said in str(caught.value)
