@@ -120,15 +120,31 @@ class LanguageWalk(Walk):
             ),
         )
         return tuple(
-            TargetResult(
-                name=name,
-                artifact=artifact,
-                unquantized=unquantized,
-                baseline=checkpoint,
-                previous=self.previous(name, GENERATES),
-                evidence=proofs | self._measure(name, artifact, checkpoint, reference),
-            )
+            self._result(name, artifact, unquantized, checkpoint, reference, proofs)
             for name, (artifact, unquantized, proofs) in made.items()
+        )
+
+    def _result(
+        self,
+        name: str,
+        artifact: Artifact | None,
+        unquantized: Artifact | None,
+        checkpoint: Artifact | None,
+        reference: Artifact | None,
+        proofs: dict[str, Artifact | None],
+    ) -> TargetResult:
+        """Measure one target."""
+        evidence = proofs | self._measure(name, artifact, checkpoint, reference)
+        previous = self.previous(name, GENERATES)
+        if previous is not None and self._prompts is not None:
+            evidence["previous-answers"] = self._answers(f"{name}: answers {self.against}", previous)
+        return TargetResult(
+            name=name,
+            artifact=artifact,
+            unquantized=unquantized,
+            baseline=checkpoint,
+            previous=previous,
+            evidence=evidence,
         )
 
     def _make(
