@@ -64,7 +64,8 @@ def export_gguf(
     from edgesmith.artifact import open_artifact
     from edgesmith.recipe import FloatType
     from edgesmith.stages.base import make_into
-    from edgesmith.stages.gguf_export import GgufExportStage, prove_gguf
+    from edgesmith.stages.gguf_export import GgufExportStage
+    from edgesmith.stages.prove_export import prove_export
 
     if dtype is not None and dtype not in get_args(FloatType):
         raise UsageError(f"--dtype {dtype}: unknown; use {', '.join(get_args(FloatType))}")
@@ -74,7 +75,7 @@ def export_gguf(
     return make_into(
         stage,
         out,
-        lambda made: prove_gguf(made, opened, text=text, threads=threads, progress=progress).to_json(),
+        lambda made: prove_export(made, opened, text=text, threads=threads, progress=progress),
         progress,
     )
 
@@ -153,7 +154,8 @@ def export_genai(
     from edgesmith.artifact import open_artifact
     from edgesmith.recipe import GenaiTarget
     from edgesmith.stages.base import make_into
-    from edgesmith.stages.genai_export import GenaiExportStage, prove_genai
+    from edgesmith.stages.genai_export import GenaiExportStage
+    from edgesmith.stages.prove_export import prove_export
 
     known = ("fp32", "fp16", "int8", "int4")
     if precision not in known:
@@ -169,7 +171,7 @@ def export_genai(
     return make_into(
         stage,
         out,
-        lambda made: prove_genai(made, opened, text=text, threads=threads, progress=progress),
+        lambda made: prove_export(made, opened, text=text, threads=threads, progress=progress),
         progress,
     )
 
@@ -305,18 +307,16 @@ def verify_language(
         UnsupportedError: a GGUF artifact is quantized: how near that is, is measured, not proven.
     """
     from edgesmith.artifact import open_artifact
-    from edgesmith.stages.genai_export import prove_genai
-    from edgesmith.stages.gguf_export import is_unquantized, prove_gguf
+    from edgesmith.stages.gguf_export import is_unquantized
+    from edgesmith.stages.prove_export import prove_export
 
     opened = open_artifact(against, kinds=("checkpoint",))
-    if artifact.kind == "genai":
-        return prove_genai(artifact, opened, text=_text(data, progress), threads=threads, progress=progress)
-    if not is_unquantized(artifact):
+    if artifact.kind == "gguf" and not is_unquantized(artifact):
         raise UnsupportedError(
             f"{artifact.path}: is quantized, so no tolerance says how near it has to be",
             mend=f"Measure how near it is: edgesmith eval {artifact.path} --against {against} --data TEXT",
         )
-    return prove_gguf(artifact, opened, text=_text(data, progress), threads=threads, progress=progress).to_json()
+    return prove_export(artifact, opened, text=_text(data, progress), threads=threads, progress=progress)
 
 
 def _imatrix(

@@ -11,12 +11,13 @@ from edgesmith.errors import UsageError
 from edgesmith.pipeline.base import TargetResult, Walk, needed
 from edgesmith.recipe import GenaiTarget, GgufQuantizeOptions, GgufTarget
 from edgesmith.stages.engines import GENERATES
-from edgesmith.stages.genai_export import GenaiExportStage, ProveGenaiStage
+from edgesmith.stages.genai_export import GenaiExportStage
 from edgesmith.stages.generate import GenerateStage
-from edgesmith.stages.gguf_export import GgufExportStage, ProveGgufStage
+from edgesmith.stages.gguf_export import GgufExportStage
 from edgesmith.stages.gguf_quantize import GgufQuantizeStage
 from edgesmith.stages.imatrix import ImatrixSource, ImatrixStage
 from edgesmith.stages.language import AnswersStage, LanguageStage, ReferenceStage
+from edgesmith.stages.prove_export import ProveExportStage
 from edgesmith.stages.rows import Rows
 from edgesmith.stages.sensitivity import SensitivityStage
 from edgesmith.stages.texts import Texts
@@ -165,7 +166,7 @@ class LanguageWalk(Walk):
             f"{name}: verify",
             "tokenizer and logits against the checkpoint",
             [("checkpoint", checkpoint), ("artifact", artifact)],
-            lambda: ProveGenaiStage(
+            lambda: ProveExportStage(
                 checkpoint=needed(checkpoint),
                 artifact=needed(artifact),
                 texts=self._texts,
@@ -191,7 +192,7 @@ class LanguageWalk(Walk):
             f"{name}: verify",
             "tokenizer, chat template and logits against the checkpoint",
             [("checkpoint", checkpoint), ("artifact", unquantized)],
-            lambda: ProveGgufStage(
+            lambda: ProveExportStage(
                 checkpoint=needed(checkpoint),
                 artifact=needed(unquantized),
                 texts=self._texts,

@@ -12,8 +12,9 @@ from pydantic import JsonValue
 from edgesmith.artifact import Artifact, Kind
 from edgesmith.progress import SILENT, Progress
 from edgesmith.stages.base import Stage
-from edgesmith.stages.gguf_export import GGUF_FILE, parity_texts
+from edgesmith.stages.gguf_export import GGUF_FILE
 from edgesmith.stages.merge import folder_digest
+from edgesmith.stages.prove_export import parity_texts
 from edgesmith.tasks import TEXT_GENERATION
 from edgesmith.units import format_bytes
 

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import JsonValue
 
 from edgesmith.artifact import Artifact, Kind
 from edgesmith.errors import UnsupportedError
-from edgesmith.files import atomic_write, sha256_file
-from edgesmith.progress import SILENT, Progress
+from edgesmith.files import sha256_file
+from edgesmith.progress import Progress
 from edgesmith.recipe import FloatType
 from edgesmith.stages.base import Stage
 from edgesmith.stages.side_files import close_generator
-from edgesmith.stages.texts import Texts
 from edgesmith.tasks import TEXT_GENERATION
 from edgesmith.units import format_bytes
 
-if TYPE_CHECKING:
-    from export.gguf.logit_parity import LogitParity
-    from export.gguf.template_parity import ChatTemplateParity
-    from export.gguf.tokenizer_parity import TokenizerParity
-
-__all__ = ["GGUF_FILE", "GgufExportStage", "GgufProof", "ProveGgufStage", "gguf_path", "prove_gguf", "stored_dtype"]
+__all__ = ["GGUF_FILE", "GgufExportStage", "file_dtype", "gguf_path", "is_unquantized"]
 
 GGUF_FILE = "model.gguf"
 _LIBRARIES = ("gguf", "llama-cpp-python", "numpy", "safetensors", "tokenizers", "torch", "transformers")
 _PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
 _STORED: dict[str, FloatType] = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
-_NUM_PARITY_TEXTS = 4
-_PARITY_TOKENS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,114 +100,6 @@ def stored_dtype(checkpoint: Path) -> FloatType:
     return _STORED[most]
 
 
-@dataclass(frozen=True, kw_only=True)
-class GgufProof:
-    """What was found equal between a checkpoint and its unquantized file."""
-
-    tokenizer: TokenizerParity
-    logits: LogitParity
-    template: ChatTemplateParity
-
-    def to_json(self) -> dict[str, JsonValue]:
-        """The figures, flat."""
-        figures: dict[str, JsonValue] = {
-            "tokenizer_lines_equal": self.tokenizer.num_lines,
-            "tokenizer_tokens_equal": self.tokenizer.num_tokens,
-            "tokenizer_lines_avoided": self.tokenizer.num_avoided,
-            "logits_mean_kld": self.logits.mean_kld,
-            "logits_max_kld": self.logits.max_kld,
-            "logits_same_top": self.logits.same_top,
-            "logits_num_tokens": self.logits.num_tokens,
-        }
-        if self.template.templates:
-            figures["chat_renderings_equal"] = self.template.num_rendered
-            figures["chat_conversations_refused_by_both"] = self.template.num_refused
-        return figures
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProveGgufStage(Stage):
-    """Compare a checkpoint with its unquantized file: tokenizer, chat template, logits; a breach is an error."""
-
-    step: ClassVar[str] = "prove-export"
-    libraries: ClassVar[tuple[str, ...]] = _LIBRARIES
-    is_of_this_machine: ClassVar[bool] = True
-
-    checkpoint: Artifact
-    artifact: Artifact
-    texts: Texts
-    threads: int = 1
-
-    @property
-    def options(self) -> dict[str, JsonValue]:
-        """What decides the result."""
-        return self.texts.options
-
-    @property
-    def inputs(self) -> dict[str, str]:
-        """Role → digest."""
-        return {"artifact": self.artifact.digest, "checkpoint": self.checkpoint.digest, "data": self.texts.digest}
-
-    def make(self, folder: Path, progress: Progress) -> Artifact:
-        """Write `verification.json`."""
-        proof = prove_gguf(
-            self.artifact, self.checkpoint, text=self.texts.read(), threads=self.threads, progress=progress
-        )
-        facts = {"metrics": proof.to_json(), "tokenizer_notes": list(proof.tokenizer.notes)}
-        atomic_write(folder / "verification.json", json.dumps(facts, indent=1) + "\n")
-        return self.seal(folder)
-
-
-def prove_gguf(
-    artifact: Artifact, checkpoint: Artifact, *, text: str, threads: int = 1, progress: Progress = SILENT
-) -> GgufProof:
-    """Compare an unquantized file with its checkpoint.
-
-    Args:
-        artifact: The file, or its folder.
-        checkpoint: What it was made from.
-        text: Real text.
-        threads: Of both engines.
-        progress: Told the figures.
-
-    Raises:
-        VerificationError: a text is tokenized differently, a conversation is written differently, or the logits are
-            further apart than the type explains.
-    """
-    from export.gguf.logit_parity import check_logits
-    from export.gguf.template_parity import check_chat_template
-    from export.gguf.tokenizer_parity import check_tokenizer
-
-    file = gguf_path(artifact)
-    dtype = file_dtype(file)
-    tokenizer = check_tokenizer(checkpoint.folder, file, texts=text.splitlines())
-    progress.note(
-        f"verify: tokenizer equal on {tokenizer.num_lines:,} lines ({tokenizer.num_tokens:,} tokens, "
-        f"{tokenizer.num_special_tokens} special ones)"
-    )
-    for note in tokenizer.notes:
-        progress.note(f"  {note}")
-    template = check_chat_template(checkpoint.folder, file)
-    if template.templates:
-        progress.note(
-            f"verify: chat template equal on {template.num_rendered} renderings; llama.cpp's built-in one: "
-            f"{template.builtin}"
-        )
-    logits = check_logits(
-        checkpoint.folder,
-        file,
-        texts=parity_texts(text),
-        dtype=dtype,
-        max_tokens=_PARITY_TOKENS,
-        threads=threads,
-    )
-    progress.note(
-        f"verify: logits of {logits.num_tokens:,} tokens: mean KLD {logits.mean_kld:.2g} nats, same top token "
-        f"{logits.same_top:.2%}"
-    )
-    return GgufProof(tokenizer=tokenizer, logits=logits, template=template)
-
-
 def file_dtype(path: Path) -> FloatType:
     """The type that most of a file's weights are stored in.
 
@@ -241,14 +124,6 @@ def is_unquantized(artifact: Artifact) -> bool:
     except UnsupportedError:
         return False
     return True
-
-
-def parity_texts(text: str) -> list[str]:
-    """A few pieces of a text, from places far apart."""
-    size = 8 * _PARITY_TOKENS  # characters: more than that many tokens of any tokenizer in use
-    starts = [len(text) * index // _NUM_PARITY_TEXTS for index in range(_NUM_PARITY_TEXTS)]
-    pieces = [text[start : start + size].strip() for start in starts]
-    return [piece for piece in pieces if piece]
 
 
 def gguf_path(artifact: Artifact) -> Path:

@@ -11,48 +11,26 @@ import torch
 from numpy.typing import NDArray
 
 from edgesmith.errors import UsageError, VerificationError
-from export.divergence import cosine, kl_divergence, same_top_label
+from export.divergence import cosine
 from export.gguf.tensor_plan import FloatType
 from export.gguf.tokenizer_file import TokenizerFile
 from export.load import load_model
+from export.logit_parity import LogitParity, LogitTolerance, compare_logits
 from export.reference import torch_threads
 from serve.runtime.llama_library import LlamaContext, LlamaModel
 
-__all__ = ["TOLERANCES", "LogitParity", "StateParity", "Tolerance", "check_logits", "check_states"]
+__all__ = ["TOLERANCES", "StateParity", "check_logits", "check_states"]
 
 _MEND = "Do not ship this file. Report the architecture with its config.json."
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tolerance:
-    """How far a sound conversion may be from its checkpoint."""
-
-    mean_kld: float
-    """In nats a token."""
-    same_top: float
-    """Share of tokens whose likeliest successor is the same."""
-    min_cosine: float
-    """Of hidden states."""
-
-
 # The runtime itself computes some functions from half-precision tables, so f32 is not exact either.
-TOLERANCES: Mapping[FloatType, Tolerance] = {
-    "f32": Tolerance(mean_kld=2e-5, same_top=0.995, min_cosine=0.99999),
-    "f16": Tolerance(mean_kld=3e-5, same_top=0.995, min_cosine=0.9999),
-    "bf16": Tolerance(mean_kld=1e-3, same_top=0.97, min_cosine=0.999),
+TOLERANCES: Mapping[FloatType, LogitTolerance] = {
+    "f32": LogitTolerance(mean_kld=2e-5, same_top=0.995),
+    "f16": LogitTolerance(mean_kld=3e-5, same_top=0.995),
+    "bf16": LogitTolerance(mean_kld=1e-3, same_top=0.97),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogitParity:
-    """How near the two sets of logits are, over all tokens."""
-
-    num_tokens: int
-    mean_kld: float
-    """Kullback–Leibler divergence of llama.cpp from torch, in nats a token."""
-    max_kld: float
-    same_top: float
-    """Share of tokens whose likeliest successor is the same."""
+_MIN_COSINES: Mapping[FloatType, float] = {"f32": 0.99999, "f16": 0.9999, "bf16": 0.999}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +61,7 @@ def check_logits(
     texts: Sequence[str],
     dtype: FloatType,
     max_tokens: int = 512,
-    tolerance: Tolerance | None = None,
+    tolerance: LogitTolerance | None = None,
     threads: int = 1,
 ) -> LogitParity:
     """Read texts with both, compare the logits after every token.
@@ -105,25 +83,8 @@ def check_logits(
         UsageError: the texts have fewer than two tokens.
         ArtifactError: llama.cpp refuses the file.
     """
-    bound = TOLERANCES[dtype] if tolerance is None else tolerance
-    klds: list[NDArray[np.float64]] = []
-    tops: list[NDArray[np.bool_]] = []
-    for expected, found in _outputs(checkpoint, gguf_file, _GENERATION, texts, max_tokens, threads):
-        klds.append(kl_divergence(expected, found))
-        tops.append(same_top_label(expected, found))
-    kld, top = np.concatenate(klds), np.concatenate(tops)
-    result = LogitParity(
-        num_tokens=len(kld), mean_kld=float(kld.mean()), max_kld=float(kld.max()), same_top=float(top.mean())
-    )
-    # Not "more than": a NaN must fail.
-    if not result.mean_kld <= bound.mean_kld or result.same_top < bound.same_top:
-        raise VerificationError(
-            f"{gguf_file}: the logits of llama.cpp differ from torch's: mean KLD {result.mean_kld:.3g} (at most "
-            f"{bound.mean_kld:g}), same top token {result.same_top:.2%} (at least {bound.same_top:.2%}), "
-            f"{result.num_tokens} tokens",
-            mend=_MEND,
-        )
-    return result
+    pairs = _outputs(checkpoint, gguf_file, _GENERATION, texts, max_tokens, threads)
+    return compare_logits(pairs, tolerance or TOLERANCES[dtype], path=gguf_file, engine="llama.cpp", mend=_MEND)
 
 
 def check_states(
@@ -142,10 +103,10 @@ def check_states(
     pairs = _outputs(checkpoint, gguf_file, _STATES, texts, max_tokens, threads)
     angles = np.concatenate([cosine(expected, found) for expected, found in pairs])
     result = StateParity(num_tokens=len(angles), min_cosine=float(angles.min()))
-    if not result.min_cosine >= TOLERANCES[dtype].min_cosine:
+    if not result.min_cosine >= _MIN_COSINES[dtype]:
         raise VerificationError(
             f"{gguf_file}: the states of llama.cpp differ from torch's: cosine {result.min_cosine:.6f}, at least "
-            f"{TOLERANCES[dtype].min_cosine} was expected",
+            f"{_MIN_COSINES[dtype]} was expected",
             mend=_MEND,
         )
     return result

@@ -15,10 +15,11 @@ from safetensors.numpy import load_file, save_file
 from edgesmith.errors import CheckpointError, UnsupportedError, UsageError, VerificationError
 from edgesmith.files import sha256_file
 from export.genai.graph_passes import halve_weights
-from export.genai.parity import TOLERANCES, Tolerance, check_logits
+from export.genai.parity import TOLERANCES, check_logits
 from export.genai.quant_config import GenaiQuantConfig, Precision
 from export.genai.to_genai import to_genai
 from export.genai.tokenizer_parity import compare_own_tokenizer
+from export.logit_parity import LogitTolerance
 from tests.export.genai.built import built_llama, make_checkpoint, needs_genai, tiny_llama
 from tests.export.gguf.conftest import TEXTS
 
@@ -93,7 +94,7 @@ def test_another_model_is_told_from_this_one(tmp_path: Path) -> None:
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(VerificationError, match="mean KLD"):
         check_logits(other, built_llama("fp32").folder, texts=TEXTS, precision="fp32")
-    bound = Tolerance(mean_kld=0.0, same_top=1.0)
+    bound = LogitTolerance(mean_kld=0.0, same_top=1.0)
     with pytest.raises(VerificationError, match="at most 0"):
         check_logits(tiny_llama(), built_llama("int4").folder, texts=TEXTS, precision="int4", tolerance=bound)
 
