@@ -17,8 +17,10 @@ from typing import Any
 from edgesmith.errors import DataError, UsageError
 from edgesmith.files import sha256_file, storage_errors
 
-__all__ = ["FORMATS", "Row", "data_digest", "read_rows", "sample_rows"]
+__all__ = ["FORMATS", "TEXT_FORMATS", "Row", "data_digest", "read_rows", "sample_rows"]
 
+TEXT_FORMATS = (".txt", ".md", ".text", ".raw")
+"""Extensions of plain texts."""
 MAX_FIELD_CHARS = 16 * 1024 * 1024
 
 
@@ -47,7 +49,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
     Args:
         path: A `.jsonl`, `.ndjson`, `.csv` or `.tsv` file. CSV and TSV have a header line; a quoted field may
-            hold line breaks. Empty lines are skipped. Each paragraph of a `.txt` or `.md` file is a row with
+            hold line breaks. Empty lines are skipped. Each paragraph of a text file (`TEXT_FORMATS`) is a row with
             the column `text`.
 
     Yields:
@@ -227,7 +229,6 @@ FORMATS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".ndjson": _read_jsonl,
     ".csv": _read_csv,
     ".tsv": _read_tsv,
-    ".txt": _read_paragraphs,
-    ".md": _read_paragraphs,
+    **dict.fromkeys(TEXT_FORMATS, _read_paragraphs),
 }
 """Extension → reader."""

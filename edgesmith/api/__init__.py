@@ -5,8 +5,9 @@ Each imports what it needs when it is called, so that importing this package cos
 
 from __future__ import annotations
 
+from edgesmith.api.gguf import imatrix
 from edgesmith.api.judge import gate, report
-from edgesmith.api.language import generate, imatrix
+from edgesmith.api.language import generate
 from edgesmith.api.load import load
 from edgesmith.api.look import check, doctor, inspect, predict
 from edgesmith.api.measure import bench, eval, verify  # noqa: A004

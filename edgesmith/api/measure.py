@@ -57,7 +57,9 @@ def verify(
 
     opened = open_artifact(artifact, kinds=("onnx", *GENERATES))
     if opened.kind != "onnx":
-        return verify_language(opened, against=against, data=data, threads=threads, progress=progress)
+        if task is not None or seed:
+            raise UsageError("--task and --seed are for graphs; a language model is compared on a text")
+        return verify_language(opened, against=against, data=data, columns=columns, threads=threads, progress=progress)
     return verify_artifact(
         opened,
         open_artifact(against, kinds=("checkpoint", "onnx")),
@@ -248,7 +250,7 @@ _OPTIONS_OF = {
     "single": {"num_requests", "length", "against"},
     "server": {"rate", "length"},
     "offline": {"batch_size"},
-    "generate": {"num_requests"},
+    "generate": {"num_requests", "length"},
     "sweep": set[str](),
 }
 

@@ -111,7 +111,7 @@ def export(
         UnsupportedError: the model cannot be exported.
         VerificationError: the export differs from the checkpoint.
     """
-    from edgesmith.api import language
+    from edgesmith.api import exports
     from edgesmith.api.graphs import export_onnx
 
     given: dict[str, dict[str, Any]] = {
@@ -127,14 +127,14 @@ def export(
         return artifact, proof.to_json()
     is_adapter = (checkpoint / "adapter_config.json").is_file() and not (checkpoint / "config.json").is_file()
     if format == "genai":
-        make: Callable[..., tuple[Artifact, dict[str, Any]]] = language.export_genai
+        make: Callable[..., tuple[Artifact, dict[str, Any]]] = exports.export_genai
     else:
-        make = language.export_adapter if is_adapter else language.export_gguf
+        make = exports.export_adapter if is_adapter else exports.export_gguf
     if base is not None and not is_adapter:
         raise UsageError(f"--base is for adapters; {checkpoint} is none")
     if is_adapter and "dtype" in options:
         raise UsageError("--dtype is for checkpoints; an adapter's file is f32")
-    return make(checkpoint, out=out, data=data, threads=threads, progress=progress, **options)
+    return make(checkpoint, out=out, data=data, columns=columns, threads=threads, progress=progress, **options)
 
 
 def quantize(
@@ -191,8 +191,8 @@ def quantize(
         UsageError: an option is unknown or of another format, or something that is needed was not given.
         VerificationError: the quantized model is too far off.
     """
+    from edgesmith.api.gguf import NUM_CALIBRATED, quantize_gguf
     from edgesmith.api.graphs import quantize_onnx
-    from edgesmith.api.language import quantize_gguf
     from edgesmith.artifact import open_artifact
 
     given: dict[str, dict[str, Any]] = {
@@ -227,7 +227,7 @@ def quantize(
         out=out,
         options=_gguf_options(options),
         calibration=calibration,
-        num_windows=num_samples or 40,
+        num_windows=num_samples or NUM_CALIBRATED,
         checkpoint=against,
         data=data,
         columns=columns,

@@ -15,19 +15,18 @@ from edgesmith.stages.genai_export import GenaiExportStage
 from edgesmith.stages.generate import GenerateStage
 from edgesmith.stages.gguf_export import GgufExportStage
 from edgesmith.stages.gguf_quantize import GgufQuantizeStage
-from edgesmith.stages.imatrix import ImatrixSource, ImatrixStage
+from edgesmith.stages.imatrix import ImatrixSource, ImatrixStage, imatrix_model, wants_imatrix
 from edgesmith.stages.language import AnswersStage, LanguageStage, ReferenceStage
 from edgesmith.stages.prove_export import ProveExportStage
 from edgesmith.stages.rows import Rows
 from edgesmith.stages.sensitivity import SensitivityStage
-from edgesmith.stages.texts import Texts
+from edgesmith.stages.texts import CALIBRATION_WINDOW, NUM_CALIBRATED, Texts
+from edgesmith.tasks.folder import read_json_object
 
 __all__ = ["LanguageWalk"]
 
 NUM_TIMED = 64
-NUM_CALIBRATED = 40
 PROMPT_TOKENS = 128
-CALIBRATION_WINDOW = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +58,6 @@ class LanguageWalk(Walk):
 
     def check_files(self) -> None:
         """Find before any work what would stop it at the end."""
-        from bench.gates.judge import check_gates
-
         self._texts.read()
         calibration = self._calibration
         if calibration is not None:
@@ -74,10 +71,22 @@ class LanguageWalk(Walk):
             for _ in read_rows(self._prompts.path):
                 pass
         for name, target in self.recipe.targets.items():
-            check_gates(self.recipe.gates_of(name), self.recipe.task)
+            self._check_gates(name)
             self.previous(name, GENERATES)
             if isinstance(target, GgufTarget):
                 self._check_target(name, target)
+
+    def _check_gates(self, name: str) -> None:
+        """Refuse what nothing will be measured for."""
+        from bench.gates.judge import check_gates
+
+        gates = self.recipe.gates_of(name)
+        check_gates(gates, self.recipe.task)
+        if gates.needs_answers and self._prompts is None:
+            raise UsageError(
+                "gates.accuracy (and regression.max_drop) judge a language model's answers, and there are no prompts",
+                mend="Set data.prompts, a file of rows with `prompt` and `reference`.",
+            )
 
     def _check_target(self, name: str, target: GgufTarget) -> None:
         from compress.gguf.types import find_file_type, find_tensor_type
@@ -102,12 +111,17 @@ class LanguageWalk(Walk):
             )
 
     def check_data(self, checkpoint: Artifact) -> None:
-        """Read prompts before the long steps, so that a bad row is found at once."""
-        del checkpoint
+        """Read prompts and cut texts before the long steps, so that a bad row or a short text is found at once."""
         if self._prompts is not None and self._prompts.path is not None:
             from bench.language.answers import read_prompts
 
             read_prompts(self._prompts.path, columns=self._prompts.columns)
+        longest = read_json_object(checkpoint.folder / "config.json").get("max_position_embeddings")
+        if isinstance(longest, int) and self._texts.window > longest:
+            raise UsageError(f"measure.window is {self._texts.window}, but the model takes at most {longest} tokens")
+        self._texts.cut_by_tokenizer(checkpoint.folder)
+        if self._calibration is not None:
+            self._calibration.cut_by_tokenizer(checkpoint.folder)
 
     def targets(self, checkpoint: Artifact | None) -> tuple[TargetResult, ...]:
         """Make and measure every target; what the checkpoint predicts is recorded once for all."""
@@ -137,6 +151,8 @@ class LanguageWalk(Walk):
         """Measure one target."""
         evidence = proofs | self._measure(name, artifact, checkpoint, reference)
         previous = self.previous(name, GENERATES)
+        if previous is not None:
+            evidence["previous-language"] = self._predictions(f"{name}: eval {self.against}", previous, reference)
         if previous is not None and self._prompts is not None:
             evidence["previous-answers"] = self._answers(f"{name}: answers {self.against}", previous)
         return TargetResult(
@@ -203,13 +219,7 @@ class LanguageWalk(Walk):
         return artifact, unquantized, {"verify": proof}
 
     def _wants_imatrix(self, method: GgufQuantizeOptions) -> bool:
-        """Left out, it is used where there is text to measure it on, and a type that it changes."""
-        from compress.gguf.types import TENSOR_TYPES, find_file_type
-
-        if method.imatrix is not None:
-            return bool(method.imatrix)
-        matters = method.type is None or TENSOR_TYPES[find_file_type(method.type).tensor_type].uses_imatrix
-        return matters and self._calibration is not None
+        return wants_imatrix(method, has_text=self._calibration is not None)
 
     def _quantize(
         self, name: str, method: GgufQuantizeOptions, checkpoint: Artifact | None, source: Artifact | None
@@ -219,7 +229,7 @@ class LanguageWalk(Walk):
         if isinstance(method.imatrix, str):
             imatrix = self.folder / method.imatrix
         elif self._wants_imatrix(method):
-            imatrix = measured = self._imatrix(name, checkpoint)
+            imatrix = measured = self._imatrix(name, checkpoint, source)
             needs.append(("imatrix", measured))
         sensitivity = None
         if method.is_allocated:
@@ -239,14 +249,18 @@ class LanguageWalk(Walk):
             ),
         )
 
-    def _imatrix(self, name: str, checkpoint: Artifact | None) -> Artifact | None:
+    def _imatrix(self, name: str, checkpoint: Artifact | None, source: Artifact | None) -> Artifact | None:
         texts = self._calibration
         assert texts is not None  # as the recipe has checked
         return self.walker.step(
             f"{name}: imatrix",
             f"mean squared activations on {texts.num_windows} windows of {texts.path.name}",
-            [("checkpoint", checkpoint)],
-            lambda: ImatrixStage(model=needed(checkpoint), texts=texts, threads=self.recipe.measure.threads),
+            [("checkpoint", checkpoint), ("source", source)],
+            lambda: ImatrixStage(
+                model=imatrix_model(needed(checkpoint), needed(source)),
+                texts=texts,
+                threads=self.recipe.measure.threads,
+            ),
         )
 
     def _sensitivity(
@@ -275,16 +289,8 @@ class LanguageWalk(Walk):
         self, name: str, artifact: Artifact | None, checkpoint: Artifact | None, reference: Artifact | None
     ) -> dict[str, Artifact | None]:
         """Predictions, answers, sizes and speed."""
-        threads = self.recipe.measure.threads
         evidence = {
-            "language": self.walker.step(
-                f"{name}: eval",
-                f"perplexity and divergence on {self._texts.path.name}",
-                [("artifact", artifact), ("reference", reference)],
-                lambda: LanguageStage(
-                    artifact=needed(artifact), reference=needed(reference), texts=self._texts, threads=threads
-                ),
-            ),
+            "language": self._predictions(f"{name}: eval", artifact, reference),
             "footprint": self.footprint(f"{name}: footprint", artifact),
             "bench": self._bench(f"{name}: bench", artifact),
         }
@@ -292,6 +298,19 @@ class LanguageWalk(Walk):
             evidence["answers"] = self._answers(f"{name}: answers", artifact)
             evidence["baseline-answers"] = self._answers(f"{name}: answers baseline", checkpoint)
         return evidence
+
+    def _predictions(self, name: str, artifact: Artifact | None, reference: Artifact | None) -> Artifact | None:
+        return self.walker.step(
+            name,
+            f"perplexity and divergence on {self._texts.path.name}",
+            [("artifact", artifact), ("reference", reference)],
+            lambda: LanguageStage(
+                artifact=needed(artifact),
+                reference=needed(reference),
+                texts=self._texts,
+                threads=self.recipe.measure.threads,
+            ),
+        )
 
     def _answers(self, name: str, artifact: Artifact | None) -> Artifact | None:
         prompts, measure = self._prompts, self.recipe.measure

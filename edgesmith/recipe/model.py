@@ -62,7 +62,7 @@ class CalibrationRef(Strict):
 
     path: str
     """JSONL, CSV or TSV file of rows; for a language model also a text file."""
-    num_samples: Annotated[int | None, Field(ge=1)] = None
+    num_samples: Annotated[int | None, Field(ge=2)] = None
     """How many rows are drawn from it, by a fixed seed: 128 when left out. For a language model windows of 512
     tokens, evenly from the whole text: 40 when left out."""
 
@@ -114,10 +114,10 @@ class Measure(Strict):
     """Requests that arrive in a second in scenario `server`; half of what the artifact can answer when left out."""
     max_tokens: Annotated[int, Field(ge=1)] = 64
     """Of a language model: tokens of every timed answer."""
-    window: Annotated[int, Field(ge=16)] = 512
+    window: Annotated[int, Field(ge=16, multiple_of=2)] = 512
     """Of a language model: tokens that it reads at once when perplexity is measured; the second half is scored."""
-    num_windows: Annotated[int, Field(ge=1)] = 64
-    """Of a language model: windows at most, evenly from the whole text."""
+    num_windows: Annotated[int, Field(ge=2)] = 64
+    """Of a language model: windows at most, evenly from the whole text. With fewer than 8 there are no intervals."""
 
 
 def _expand_step(value: Any) -> Any:

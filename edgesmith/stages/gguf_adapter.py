@@ -69,9 +69,23 @@ class GgufAdapterStage(Stage):
 
 
 def prove_gguf_adapter(
-    artifact: Artifact, stage: GgufAdapterStage, *, text: str, threads: int = 1, progress: Progress = SILENT
+    artifact: Artifact,
+    stage: GgufAdapterStage,
+    *,
+    text: str,
+    scratch: Path,
+    threads: int = 1,
+    progress: Progress = SILENT,
 ) -> AdapterParity:
     """Compare base and adapter in llama.cpp with the merged checkpoint in torch.
+
+    Args:
+        artifact: What `stage` made.
+        stage: Knows adapter and base.
+        text: Real text.
+        scratch: Folder with room for two copies of the base, for as long as it takes.
+        threads: Of both engines.
+        progress: Shows how far it is.
 
     Raises:
         VerificationError: they are further apart than the base alone is.
@@ -81,7 +95,7 @@ def prove_gguf_adapter(
     from export.gguf.adapter_check import check_adapter
     from export.gguf.to_gguf import to_gguf
 
-    with TemporaryDirectory(prefix="edgesmith-") as temporary:
+    with TemporaryDirectory(dir=scratch, prefix=".edgesmith-") as temporary:
         merged, base_file = Path(temporary) / "merged", Path(temporary) / GGUF_FILE
         merge_adapter(stage.base.folder, [AdapterSpec(path=stage.adapter, weight=1.0)], merged, progress=progress)
         to_gguf(stage.base.folder, base_file, dtype="f16", progress=progress)

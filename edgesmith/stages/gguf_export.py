@@ -10,7 +10,6 @@ from pydantic import JsonValue
 
 from edgesmith.artifact import Artifact, Kind
 from edgesmith.errors import UnsupportedError
-from edgesmith.files import sha256_file
 from edgesmith.progress import Progress
 from edgesmith.recipe import FloatType
 from edgesmith.stages.base import Stage
@@ -51,9 +50,9 @@ class GgufExportStage(Stage):
         """Role → digest."""
         given = {"checkpoint": self.checkpoint.digest}
         if self.converter is not None:
-            from export.gguf.foreign import converter_script
+            from export.gguf.foreign import converter_digest
 
-            given["converter"] = f"sha256:{sha256_file(converter_script(self.converter))}"
+            given["converter"] = converter_digest(self.converter)
         return given
 
     def make(self, folder: Path, progress: Progress) -> Artifact:

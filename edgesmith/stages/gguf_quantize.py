@@ -56,7 +56,7 @@ class GgufQuantizeStage(Stage):
     @property
     def options(self) -> dict[str, JsonValue]:
         """What decides the result."""
-        return self.method.model_dump(mode="json")
+        return {**self.method.model_dump(mode="json"), "texts": self.texts.options if self.texts else None}
 
     @property
     def inputs(self) -> dict[str, str]:

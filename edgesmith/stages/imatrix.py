@@ -11,6 +11,7 @@ from pydantic import JsonValue
 from edgesmith.artifact import Artifact
 from edgesmith.data import data_digest
 from edgesmith.progress import Progress
+from edgesmith.recipe import GgufQuantizeOptions
 from edgesmith.stages.base import Stage
 from edgesmith.stages.gguf_export import gguf_path
 from edgesmith.stages.texts import Texts
@@ -18,11 +19,31 @@ from edgesmith.stages.texts import Texts
 if TYPE_CHECKING:
     from compress.gguf.imatrix import Imatrix
 
-__all__ = ["ImatrixSource", "ImatrixStage", "imatrix_digest", "imatrix_path"]
+__all__ = ["ImatrixSource", "ImatrixStage", "imatrix_digest", "imatrix_model", "imatrix_path", "wants_imatrix"]
 
 IMATRIX_FILE = "imatrix.gguf"
 ImatrixSource: TypeAlias = Artifact | Path
 """Measured by us, or a file of the user's in llama.cpp's format."""
+
+
+def imatrix_model(checkpoint: Artifact, source: Artifact) -> Artifact:
+    """What an importance matrix is measured on: the checkpoint; the GGUF file where torch fuses a model's experts."""
+    from export.gguf.tensor_names import has_experts
+
+    return source if has_experts(checkpoint.folder) else checkpoint
+
+
+def wants_imatrix(options: GgufQuantizeOptions, *, has_text: bool) -> bool:
+    """Whether a quantization takes an importance matrix.
+
+    Where nobody says, it does if there is text to measure it on, and a type that it changes.
+    """
+    from compress.gguf.types import TENSOR_TYPES, find_file_type
+
+    if options.imatrix is not None:
+        return bool(options.imatrix)
+    matters = options.type is None or TENSOR_TYPES[find_file_type(options.type).tensor_type].uses_imatrix
+    return matters and has_text
 
 
 def imatrix_path(source: ImatrixSource) -> Path:
@@ -51,7 +72,7 @@ class ImatrixStage(Stage):
     @property
     def options(self) -> dict[str, JsonValue]:
         """What decides the result."""
-        return self.texts.options
+        return {**self.texts.options, "threads": self.threads}  # torch's sums run in another order on more
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -75,7 +96,6 @@ class ImatrixStage(Stage):
         if self.model.kind == "checkpoint":
             return self._from_torch(progress)
         from compress.gguf.collect_runtime import collect_imatrix_runtime
-
         from serve.runtime import EngineOptions, open_generation_engine
 
         engine = open_generation_engine(self.model, EngineOptions(threads=self.threads))

@@ -44,7 +44,7 @@ class SensitivityStage(Stage):
     @property
     def options(self) -> dict[str, JsonValue]:
         """What decides the result."""
-        return self._windows.options
+        return {**self._windows.options, "threads": self.threads}  # torch's sums run in another order on more
 
     @property
     def inputs(self) -> dict[str, str]:

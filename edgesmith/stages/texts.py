@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from bench.language.windows import Windows
     from serve.runtime.generation import GenerationEngine
 
-__all__ = ["Texts"]
+__all__ = ["CALIBRATION_WINDOW", "NUM_CALIBRATED", "Texts"]
+
+CALIBRATION_WINDOW = 512
+"""Tokens of a window that activations are measured on."""
+NUM_CALIBRATED = 40
+"""How many of them, where nobody says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +72,12 @@ class Texts:
         Raises:
             DataError: it is too short.
         """
-        from bench.language.windows import cut_windows
+        from bench.language.windows import cut_windows, find_added
         from export.gguf.tokenizer_file import TokenizerFile
 
-        tokens = TokenizerFile(checkpoint).tokenizer.encode(self.read()).ids
-        windows = cut_windows(tokens, self.window, max_windows=self.num_windows)
+        tokenizer = TokenizerFile(checkpoint).tokenizer
+        before, after = find_added(lambda text, special: tokenizer.encode(text, add_special_tokens=special).ids)
+        tokens = tokenizer.encode(self.read()).ids
+        tokens = tokens[: len(tokens) - len(after)]  # the end of a text is nowhere in its middle
+        windows = cut_windows(tokens, self.window, before[0] if before else None, max_windows=self.num_windows)
         return [windows.input_of(index) for index in range(windows.num_windows)]

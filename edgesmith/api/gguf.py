@@ -1,0 +1,178 @@
+"""GGUF artifacts, a step at a time: importance matrices and fewer bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from edgesmith.api.texts import named_texts, proof_texts
+from edgesmith.errors import UsageError
+from edgesmith.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from compress.gguf.imatrix import Imatrix
+    from edgesmith.artifact import Artifact
+    from edgesmith.recipe import GgufQuantizeOptions
+    from edgesmith.stages.base import Stage
+    from edgesmith.stages.texts import Texts
+
+__all__ = ["imatrix", "quantize_gguf"]
+
+NUM_CALIBRATED = 40
+"""Windows of 512 tokens."""
+
+
+def imatrix(
+    model: Path,
+    *,
+    data: Path,
+    out: Path,
+    num_windows: int = NUM_CALIBRATED,
+    columns: Mapping[str, str] | None = None,
+    threads: int = 1,
+    progress: Progress = SILENT,
+) -> Imatrix:
+    """Measure how strongly real text uses each column of each weight, and write it in llama.cpp's format.
+
+    Args:
+        model: A checkpoint (run in torch) or an unquantized GGUF file (run by llama.cpp).
+        data: Calibration text, not the held-out one.
+        out: `.gguf` file to write.
+        num_windows: Windows of 512 tokens.
+        columns: The column `text` → the file's.
+        threads: Of the model.
+        progress: Shows how far it is.
+
+    Raises:
+        DataError: the text is too short.
+    """
+    from compress.gguf.imatrix import write_imatrix
+    from edgesmith.artifact import open_artifact
+    from edgesmith.stages.imatrix import ImatrixStage
+
+    opened = open_artifact(model, kinds=("checkpoint", "gguf"))
+    texts = named_texts(data, num_windows=num_windows, columns=columns)
+    found = ImatrixStage(model=opened, texts=texts, threads=threads).collect(progress)
+    write_imatrix(out, found)
+    return found
+
+
+def quantize_gguf(
+    source: Path,
+    *,
+    out: Path,
+    options: GgufQuantizeOptions,
+    calibration: Path | None = None,
+    num_windows: int = NUM_CALIBRATED,
+    checkpoint: Path | None = None,
+    data: Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    threads: int = 1,
+    progress: Progress = SILENT,
+) -> tuple[Artifact, dict[str, Any]]:
+    """Quantize an unquantized GGUF artifact, and measure how near it stays.
+
+    Args:
+        source: f32, f16 or bf16 GGUF artifact or file.
+        out: Folder to write.
+        options: A type or a budget, as in a recipe; `imatrix` may be a path.
+        calibration: Text that the importance matrix is measured on.
+        num_windows: Windows of 512 tokens of it.
+        checkpoint: What `source` was made from; needed by a budget, and the reference if given.
+        data: Text to measure on; packaged sentences if left out.
+        columns: The column `text` → the files'.
+        threads: Of every engine.
+        progress: Shows how far it is.
+
+    Returns:
+        The artifact, and `language` → the figures.
+
+    Raises:
+        UsageError: a type or a tensor's name is unknown, or something that is needed was not given.
+    """
+    from bench.language.evaluation import LanguageEvaluation
+    from edgesmith.artifact import open_artifact
+    from edgesmith.stages.base import make_into
+    from edgesmith.stages.gguf_quantize import GgufQuantizeStage
+    from edgesmith.stages.language import LanguageStage, ReferenceStage
+
+    opened = open_artifact(source, kinds=("gguf",))
+    reference = open_artifact(checkpoint, kinds=("checkpoint",)) if checkpoint else None
+    if calibration is None and (options.imatrix is True or options.is_allocated):
+        raise UsageError("--calibration is missing: the text that activations are measured on")
+    calibrated = named_texts(calibration, num_windows=num_windows, columns=columns) if calibration else None
+    with proof_texts(data, columns, progress) as texts, TemporaryDirectory(prefix="edgesmith-") as temporary:
+        work = _Work(folder=Path(temporary), threads=threads, progress=progress)
+        matrix = _imatrix(options, reference or opened, opened, calibrated, work)
+        sensitivity = None
+        if options.is_allocated:
+            sensitivity = work.do("sensitivity", _sensitivity(options, reference, opened, calibrated, matrix, threads))
+        recorded = work.do("reference", ReferenceStage(checkpoint=reference or opened, texts=texts, threads=threads))
+        stage = GgufQuantizeStage(
+            source=opened,
+            method=options,
+            imatrix=matrix,
+            sensitivity=sensitivity,
+            texts=calibrated if options.max_mean_kld is not None else None,
+            threads=threads,
+        )
+
+        def measure(made: Artifact) -> dict[str, Any]:
+            found = LanguageStage(artifact=made, reference=recorded, texts=texts, threads=threads)
+            return {"language": LanguageEvaluation.load(work.do("language", found).path).summary()}
+
+        return make_into(stage, out, measure, progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """Where steps leave what later ones need, until the command ends."""
+
+    folder: Path
+    threads: int
+    progress: Progress
+
+    def do(self, name: str, stage: Stage) -> Artifact:
+        """Run one step."""
+        folder = self.folder / name
+        folder.mkdir()
+        return stage.make(folder, self.progress)
+
+
+def _imatrix(
+    options: GgufQuantizeOptions, model: Artifact, source: Artifact, texts: Texts | None, work: _Work
+) -> Artifact | Path | None:
+    """The user's file, or measured where there is text to do so and a type that it changes."""
+    from edgesmith.stages.imatrix import ImatrixStage, imatrix_model, wants_imatrix
+
+    if isinstance(options.imatrix, str):
+        path = Path(options.imatrix)
+        if not path.is_file():
+            raise UsageError(f"{path}: no such importance matrix", mend="Make one with `edgesmith imatrix`.")
+        return path
+    if texts is None or not wants_imatrix(options, has_text=True):
+        return None
+    measured_on = imatrix_model(model, source) if model.kind == "checkpoint" else source
+    return work.do("imatrix", ImatrixStage(model=measured_on, texts=texts, threads=work.threads))
+
+
+def _sensitivity(
+    options: GgufQuantizeOptions,
+    checkpoint: Artifact | None,
+    source: Artifact,
+    texts: Texts | None,
+    matrix: Artifact | Path | None,
+    threads: int,
+) -> Stage:
+    from edgesmith.stages.sensitivity import SensitivityStage
+
+    if checkpoint is None:
+        raise UsageError(
+            f"{options.name}: the damage is measured on the checkpoint itself",
+            mend="Name it: --against CHECKPOINT.",
+        )
+    assert texts is not None  # as the caller has checked
+    return SensitivityStage(checkpoint=checkpoint, source=source, texts=texts, imatrix=matrix, threads=threads)
