@@ -9,13 +9,14 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+from edgesmith.errors import StorageError
 from edgesmith.progress import Advance, Progress
 from edgesmith.units import format_seconds
 
-__all__ = ["ConsoleProgress", "fail", "print_facts", "print_json", "print_table", "say", "write"]
+__all__ = ["ConsoleProgress", "fail", "output_errors", "print_facts", "print_json", "print_table", "say", "write"]
 
 _PLAIN_INTERVAL_S = 10.0
 _VERDICT_STYLES = {"PASS": "bold green", "FAIL": "bold red", "INCONCLUSIVE": "bold yellow"}
@@ -61,14 +62,30 @@ class ConsoleProgress(Progress):
 
     def note(self, text: str) -> None:
         """Print one line above the bars."""
-        sys.stderr.write(f"  {text}\n")
-        sys.stderr.flush()
+        with suppress(OSError):  # nobody sees it, and the work goes on
+            sys.stderr.write(f"  {text}\n")
+            sys.stderr.flush()
+
+
+@contextmanager
+def output_errors() -> Iterator[None]:
+    """Say what is wrong with standard output where it cannot be written; a reader that left stays what it is.
+
+    Raises:
+        StorageError: its disk is full, or it is closed.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StorageError(f"standard output: cannot be written: {error.strerror or error}") from error
 
 
 def say(text: str) -> None:
     """Print a line, with its verdict words in colour on a terminal."""
     if not sys.stdout.isatty():
-        sys.stdout.write(text + "\n")
+        _put(text + "\n")
         return
     from rich.console import Console
 
@@ -76,9 +93,17 @@ def say(text: str) -> None:
 
 
 def write(text: str) -> None:
-    """Print a piece of a text as it comes; control characters that a model wrote are shown, not obeyed."""
-    sys.stdout.write("".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text))
-    sys.stdout.flush()
+    """Print a piece of a text as it comes; a terminal shows control characters that a model wrote, and obeys none."""
+    if sys.stdout.isatty():
+        text = "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
+    _put(text)
+    with output_errors():
+        sys.stdout.flush()
+
+
+def _put(text: str) -> None:
+    with output_errors():
+        sys.stdout.write(text)
 
 
 def fail(text: str) -> None:
@@ -89,12 +114,13 @@ def fail(text: str) -> None:
 
         Console(stderr=True, highlight=False, soft_wrap=True).print(Text("error: ", style="bold red") + Text(text))
     else:
-        sys.stderr.write(f"error: {text}\n")
+        with suppress(OSError):
+            sys.stderr.write(f"error: {text}\n")
 
 
 def print_json(value: Any) -> None:
     """Print one JSON object, and nothing else, on standard output."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    _put(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
@@ -111,7 +137,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title:
         table.add_column(name, justify="right" if figures else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell, style=_VERDICT_STYLES.get(cell, "")) for cell in row))
-    Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
+    with output_errors():
+        Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
 
 
 def print_facts(facts: Mapping[str, str]) -> None:
@@ -127,4 +154,5 @@ def _print_rich(console: Any, text: str) -> None:
     styled = Text(text)
     for word, style in _VERDICT_STYLES.items():
         styled.highlight_words([word], style)
-    console.print(styled)
+    with output_errors():
+        console.print(styled)

@@ -129,14 +129,7 @@ def judge_next_token_flips(gate: FlipsGate, language: LanguageEvaluation) -> Ver
     _refuse_broken(language)
     _refuse_without_reference(language, "flips", "max_rate")
     assert language.same_top is not None
-    changed = ~language.same_top
-    bounds = clustered_share(changed, confidence=gate.confidence)
-    estimate = Estimate(
-        value=float(changed.mean()),
-        lower=None if bounds is None else bounds.lower,
-        upper=None if bounds is None else bounds.upper,
-        confidence=gate.confidence,
-    )
+    num_changed, num_tokens = int((~language.same_top).sum()), language.num_tokens
     limit = _Limit(
         gate="flips",
         figure="the share of tokens with another likeliest successor",
@@ -144,11 +137,15 @@ def judge_next_token_flips(gate: FlipsGate, language: LanguageEvaluation) -> Ver
         symbol=" %",
         limit=gate.max_rate,
         confidence=gate.confidence,
-        detail=f"{int(changed.sum()):,} of {changed.size:,} changed",
+        detail=f"{num_changed:,} of {num_tokens:,} changed",
         digits=2,
         scale=100.0,
     )
-    return _judge(limit, estimate, language)
+    verdict = _judge(limit, language.flip_rate(gate.confidence), language)
+    if num_changed or verdict.num_needed is None:
+        return verdict
+    unseen = math.ceil(math.log(1 - gate.confidence) / math.log1p(-gate.max_rate) - 1e-9)
+    return replace(verdict, num_needed=max(MIN_BOUNDED, unseen))
 
 
 def _judge(limit: _Limit, estimate: Estimate, language: LanguageEvaluation) -> Verdict:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.language.intervals import Estimate, bound_mean, token_error
-from bench.raw import compress, damage_errors, pretty_json, read_json
+from bench.language.intervals import Estimate, bound_mean, clustered_share, token_error
+from bench.language.packing import describe, pack, unpack
+from bench.raw import damage_errors, pretty_json, read_json
 from bench.stats.dependence import percentile_inflation
 from bench.stats.percentiles import bound_percentile
 from bench.stats.resampling import Bounds
@@ -25,7 +23,7 @@ from edgesmith.files import atomic_write, storage_errors
 __all__ = ["LANGUAGE", "LanguageEvaluation"]
 
 LANGUAGE = "language.json"
-TOKENS = "language_tokens.csv.gz"
+TOKENS = "language_tokens.bin.gz"
 _CONFIDENCE = 0.975
 _KLD_PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 _COLUMNS = ("nll", "reference_nll", "kld", "same_top")
@@ -66,8 +64,6 @@ class LanguageEvaluation:
     """Of what is kept of it."""
     text: str = ""
     """What the text is called."""
-    excerpts: Mapping[int, str] = field(default_factory=dict)
-    """Window → its scored text, for the best and the worst ones."""
     seconds: float = 0.0
 
     @property
@@ -139,12 +135,17 @@ class LanguageEvaluation:
         found = bound_percentile(kld, percentile, confidence, percentile_inflation(kld, percentile))
         return Estimate(value=value, lower=found.lower, upper=found.upper, confidence=confidence)
 
+    def flip_rate(self, confidence: float = _CONFIDENCE) -> Estimate:
+        """Share of the tokens after which both hold another one for the likeliest."""
+        flipped = ~self._of_reference("same_top")
+        bounds, share = clustered_share(flipped, confidence=confidence), float(flipped.mean())
+        return _with_bounds(share, math.sqrt(share * (1 - share) / (flipped.size - 1)), bounds, confidence)
+
     def same_top_rate(self, confidence: float = _CONFIDENCE) -> Estimate:
         """Share of the tokens after which both hold the same one for the likeliest."""
-        same = self._of_reference("same_top").astype(np.float64)
-        found, share = _mean(same, confidence), float(same.mean())
-        error = math.sqrt(share * (1 - share) / (same.size - 1))
-        return _estimate(share, error, found, confidence, lambda value: min(1.0, max(0.0, value)))
+        flips = self.flip_rate(confidence)
+        lower, upper = (None if one is None else 1 - one for one in (flips.upper, flips.lower))
+        return Estimate(value=1 - flips.value, error=flips.error, lower=lower, upper=upper, confidence=confidence)
 
     def mean_p_diff(self, confidence: float = _CONFIDENCE) -> Estimate:
         """Mean change of the probability of the text's token."""
@@ -183,7 +184,6 @@ class LanguageEvaluation:
             "reference_digest": self.reference_digest,
             "confidence": _CONFIDENCE,
             **figures,
-            "excerpts": {str(window): text for window, text in self.excerpts.items()},
             "seconds": round(self.seconds, 3),
         }
 
@@ -215,13 +215,10 @@ class LanguageEvaluation:
         Raises:
             StorageError: The folder cannot be written.
         """
-        found = {name: getattr(self, name) for name in _COLUMNS if getattr(self, name) is not None}
-        text = io.StringIO()
-        text.write(",".join(found) + "\n")
-        table = np.stack([np.asarray(one, dtype=np.float32).reshape(-1) for one in found.values()], axis=1)
-        np.savetxt(text, table, fmt="%.9g", delimiter=",")
-        atomic_write(folder / TOKENS, compress(text.getvalue().encode()))
-        atomic_write(folder / LANGUAGE, pretty_json({"schema_version": 1} | self.summary()))
+        found = {name: one for name in _COLUMNS if (one := getattr(self, name)) is not None}
+        atomic_write(folder / TOKENS, pack(found))
+        summary = {"schema_version": 2} | self.summary() | {"columns": describe(found)}
+        atomic_write(folder / LANGUAGE, pretty_json(summary))
 
     @classmethod
     def load(cls, folder: Path) -> LanguageEvaluation:
@@ -236,28 +233,24 @@ class LanguageEvaluation:
         with damage_errors(source):
             with storage_errors(source):
                 content = source.read_bytes()
-            return _from_text(value, gzip.decompress(content).decode())
+            return _from_columns(value, unpack(content, value["columns"]))
 
 
-def _from_text(value: Mapping[str, Any], text: str) -> LanguageEvaluation:
-    head, *rows = csv.reader(io.StringIO(text))
-    shape = (int(value["num_windows"]), int(value["num_tokens"]) // max(1, int(value["num_windows"])))
-    table = np.array(rows, dtype=np.float64).astype(np.float32).reshape(len(rows), len(head))
-    if len(rows) != math.prod(shape) or not rows or head[:1] != ["nll"]:
-        raise ValueError(f"{len(rows)} tokens instead of {value['num_tokens']}")
-    columns = {name: np.ascontiguousarray(table[:, index].reshape(shape)) for index, name in enumerate(head)}
-    if not np.isfinite(table).all() or any((one < -1e-3).any() for one in columns.values()):
-        raise ValueError("a token's figure is no loss and no divergence")
-    if set(head) not in ({"nll"}, set(_COLUMNS)):
-        raise ValueError(f"columns {', '.join(head)}")
-    same = columns.get("same_top")
+def _from_columns(value: Mapping[str, Any], columns: Mapping[str, NDArray[Any]]) -> LanguageEvaluation:
+    num_windows, num_tokens = int(value["num_windows"]), int(value["num_tokens"])
+    if set(columns) not in ({"nll"}, set(_COLUMNS)) or len(columns) != len(value["columns"]):
+        raise ValueError(f"columns {', '.join(columns)}")
+    shape = columns["nll"].shape
+    if len(shape) != 2 or not num_tokens or shape[0] != num_windows or math.prod(shape) != num_tokens:
+        raise ValueError(f"losses of shape {shape} for {num_tokens} tokens in {num_windows} windows")
+    for name, column in columns.items():
+        kind = np.bool_ if name == "same_top" else np.float32
+        if column.shape != shape or column.dtype != kind:
+            raise ValueError(f"{name} of shape {column.shape} and type {column.dtype}")
+        if kind is np.float32 and not (np.isfinite(column) & (column >= -1e-3)).all():
+            raise ValueError("a token's figure is no loss and no divergence")
     read = LanguageEvaluation(
-        **{name: value[name] for name in _PLAIN},
-        nll=columns["nll"],
-        reference_nll=columns.get("reference_nll"),
-        kld=columns.get("kld"),
-        same_top=None if same is None else same > 0,
-        excerpts={int(window): str(one) for window, one in value["excerpts"].items()},
+        **{name: value[name] for name in _PLAIN}, **{name: columns.get(name) for name in _COLUMNS}
     )
     if not math.isclose(read.perplexity().value, value["perplexity"]["value"], rel_tol=1e-6):
         raise ValueError("losses of another perplexity than the summary's")

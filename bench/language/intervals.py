@@ -19,7 +19,6 @@ Floats = NDArray[np.float64]
 MIN_BOUNDED = 8
 """Fewer windows bound nothing."""
 _NUM_DRAWS = 2000
-_UNSEEN_EFFECT = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +96,8 @@ def _inflation(means: Floats) -> float:
 def clustered_share(happened: NDArray[np.bool_], *, confidence: float) -> Bounds | None:
     """Bound a share of tokens, with the exact binomial bounds of as many independent ones as they are worth.
 
-    What they are worth is found from how much the windows differ. Where none happened, or all, that says nothing:
-    every token then counts for half.
+    What they are worth is found from how much the windows differ. Where none happened, or all, that says nothing, and
+    another window may have it at every token: then windows are counted, and n of them bound the share at about 3 / n.
 
     Args:
         happened: One a token, of shape [num_windows, num_scored].
@@ -115,13 +114,12 @@ def clustered_share(happened: NDArray[np.bool_], *, confidence: float) -> Bounds
         return None
     shares = happened.mean(axis=1)
     share, n = float(shares.mean()), num_windows * size
+    worth = num_windows
     if 0 < share < 1:
         expected = share * (1 - share) / size  # variance of a window's share, were its tokens independent
         effect = max(1.0, float(shares.var(ddof=1)) * _inflation(shares) / expected)
         effect *= (t_quantile(confidence, num_windows - 1) / t_quantile(confidence, n - 1)) ** 2
-    else:
-        effect = _UNSEEN_EFFECT
-    worth = max(1, math.floor(n / effect))
+        worth = max(1, math.floor(n / effect))
     lower, _ = clopper_pearson(math.floor(share * worth), worth, 2 * confidence - 1)
     _, upper = clopper_pearson(math.ceil(share * worth), worth, 2 * confidence - 1)
     return Bounds(estimate=share, lower=min(lower, share), upper=max(upper, share), confidence=confidence)

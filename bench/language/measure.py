@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from bench.language.evaluation import LanguageEvaluation
 from bench.language.reading import check_width, read_window
 from bench.language.reference import Reference
+from bench.language.tail import mend_leaks
 from bench.language.windows import Windows
 from edgesmith.errors import UsageError
 from edgesmith.progress import SILENT, Progress
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["measure_language"]
 
-_NUM_EXCERPTS = 3
-_MAX_EXCERPT = 600
+_TAIL = ("kld", "lack", "rest")
 
 
 def measure_language(
@@ -33,7 +32,6 @@ def measure_language(
     num_vocabulary: int | None = None,
     artifact_digest: str | None = None,
     text: str = "",
-    decode: Callable[[Sequence[int]], str] | None = None,
     progress: Progress = SILENT,
 ) -> LanguageEvaluation:
     """Score every window: losses, and with a reference the divergence from it.
@@ -46,7 +44,6 @@ def measure_language(
             of the reference; else all by default.
         artifact_digest: Of what the engine runs.
         text: What the text is called.
-        decode: Turns tokens into text, for excerpts of the best and the worst windows; none are kept without it.
         progress: Shows the windows done.
 
     Raises:
@@ -76,13 +73,12 @@ def measure_language(
         num_excluded=engine.num_vocabulary - width,
         nll=columns["nll"],
         reference_nll=None if reference is None else -reference.target_logs,
-        kld=columns.get("kld"),
+        kld=None if reference is None else mend_leaks(**{name: columns[name] for name in _TAIL}).astype(np.float32),
         same_top=columns.get("same_top"),
         reference_engine=reference.engine if reference else None,
         reference_artifact=reference.artifact_digest if reference else None,
         reference_digest=reference.digest if reference else None,
         text=text,
-        excerpts=_excerpts(windows, columns["nll"], reference, decode) if decode else {},
         seconds=time.perf_counter() - start,
     )
 
@@ -110,28 +106,16 @@ def _score(
     """Figures of one window's tokens, each of shape [num_scored]; its logits are gone afterwards."""
     found: dict[str, list[NDArray[Any]]] = {"nll": []}
     if reference is not None:
-        found |= {"kld": [], "same_top": []}
+        found |= {"same_top": [], **{name: [] for name in _TAIL}}
     targets = windows.targets[window]
     for block in read_window(engine, windows, window, width):
         here = targets[block.start : block.start + len(block.totals), None]
         found["nll"].append(-block.logs_of(here)[:, 0].astype(np.float32))
         if reference is not None:
             stored = reference.rows(window, block)
-            found["kld"].append(block.divergence_from(stored).astype(np.float32))
+            divergence = block.divergence_from(stored)
+            for name in _TAIL:
+                found[name].append(getattr(divergence, name))
             found["same_top"].append(block.likeliest == stored.top_ids[:, 0])
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
-
-def _excerpts(
-    windows: Windows,
-    nll: NDArray[np.float32],
-    reference: Reference | None,
-    decode: Callable[[Sequence[int]], str],
-) -> dict[int, str]:
-    """Scored text of the windows with the least and the most loss: over the reference's, where there is one."""
-    loss = nll.mean(axis=1, dtype=np.float64)
-    if reference is not None:
-        loss = loss + reference.target_logs.mean(axis=1, dtype=np.float64)
-    order = np.argsort(loss, kind="stable").tolist()
-    picked = dict.fromkeys([*order[:_NUM_EXCERPTS], *order[-_NUM_EXCERPTS:]])
-    return {window: decode(windows.targets[window].tolist())[:_MAX_EXCERPT] for window in picked}

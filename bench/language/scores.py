@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.language.tail import MAX_RATIO, Divergence
+
 __all__ = ["Block", "StoredRows", "blocks_of", "draw_tail", "kl_terms"]
 
 Floats = NDArray[np.float64]
@@ -54,13 +56,14 @@ class Block:
         picked = np.take_along_axis(self.shifted, ids.astype(np.int64), axis=1).astype(np.float64)
         return np.asarray(picked - np.log(self.totals)[:, None])
 
-    def divergence_from(self, stored: StoredRows) -> Floats:
-        """Estimate KL(stored ‖ this) of each row in nats, of shape [B].
+    def divergence_from(self, stored: StoredRows) -> Divergence:
+        """Estimate KL(stored ‖ this) of each row in nats; `mend_leaks` completes it over all rows of a text.
 
         The likeliest tokens are summed, and so is the rest as one token: that alone is never too large. What it lacks
-        is rest · KL(within the rest), whose estimate from the sampled tokens is unbiased: the mean of w − 1 − ln w
-        over draws from the stored rest, with w the ratio of the two distributions within it. Its terms are never
-        negative and of second order, so that it is as exact for a nearly equal model as for a bad one.
+        is rest · KL(within the rest), estimated from the sampled tokens as the mean of w − 1 − ln w over draws from
+        the stored rest, with w the ratio of the two distributions within it. Its terms are never negative and of
+        second order, so that it is as exact for a nearly equal model as for a bad one. It is unbiased over all draws
+        only: what this model gives to a token that is too rare to be drawn is missed, and counted by `mend_leaks`.
 
         Source: Cover & Thomas, Elements of Information Theory, theorem 2.7.1 (log sum inequality) for the bucket;
         the estimator: Schulman, "Approximating KL divergence" (2020), k3.
@@ -69,7 +72,7 @@ class Block:
         stored_top, found_top = stored.top_logs.astype(np.float64), self.logs_of(ids)
         summed: Floats = kl_terms(stored_top, found_top).sum(axis=1)
         if not stored.tail_ids.shape[1]:
-            return summed
+            return Divergence(kld=summed, lack=np.zeros_like(summed), rest=np.zeros_like(summed))
         of_top = np.take_along_axis(self.exps, ids, axis=1).sum(axis=1, dtype=np.float64)
         rest = np.maximum(self.totals - of_top, _TINY) / self.totals
         stored_rest = np.maximum(stored.rest_logs.astype(np.float64), np.log(_TINY))
@@ -77,8 +80,11 @@ class Block:
         summed += kl_terms(stored_rest, found_rest)
         logs = self.logs_of(stored.tail_ids) - stored.tail_logs.astype(np.float64)
         logs += (stored_rest - found_rest)[:, None]
-        within = np.where(np.abs(logs) < _SMALL, np.expm1(logs) - logs, np.exp(np.minimum(logs, 500.0)) - 1 - logs)
-        return np.asarray(summed + np.exp(stored_rest) * within.mean(axis=1))
+        gained = np.expm1(np.minimum(logs, np.log(MAX_RATIO)))  # min(w, c) − 1
+        mass = np.exp(stored_rest)
+        return Divergence(
+            kld=summed + mass * (gained - logs).mean(axis=1), lack=-mass * gained.mean(axis=1), rest=mass
+        )
 
 
 def kl_terms(stored: Floats, found: Floats) -> Floats:

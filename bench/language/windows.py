@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesmith.errors import DataError, UsageError
+from edgesmith.errors import DataError, UnsupportedError, UsageError
 from edgesmith.files import storage_errors
 
 if TYPE_CHECKING:
     from serve.runtime.generation import GenerationEngine
 
-__all__ = ["MIN_WINDOWS", "TEXT_SUFFIXES", "Windows", "cut_windows", "read_text", "windows_of"]
+__all__ = ["MIN_WINDOWS", "TEXT_SUFFIXES", "Windows", "cut_windows", "find_added", "read_text", "windows_of"]
 
 MIN_WINDOWS = 2
 """Fewest that anything is scored on."""
@@ -137,20 +137,51 @@ def windows_of(engine: GenerationEngine, text: str, length: int = 512, *, max_wi
             f"a window of {length:,} tokens does not fit into the {engine.context_length:,} of {engine.name}",
             mend="Take shorter windows.",
         )
-    before, after = _added(engine)
+    before, after = find_added(lambda text, adds: engine.tokenize(text, add_special=adds))
     tokens = engine.tokenize(text, add_special=True)
     if after:  # the end of a text is nowhere in its middle
         tokens = tokens[: len(tokens) - len(after)]
     return cut_windows(tokens, length, before[0] if before else None, max_windows=max_windows)
 
 
-def _added(engine: GenerationEngine) -> tuple[list[int], list[int]]:
-    """Tokens that an engine adds before and after every text."""
-    bare, whole = engine.tokenize("a", add_special=False), engine.tokenize("a", add_special=True)
+def find_added(tokenize: Callable[[str, bool], list[int]]) -> tuple[list[int], list[int]]:
+    """Find the tokens that a tokenizer adds before and after every text.
+
+    Args:
+        tokenize: Splits a text; its second argument says whether to add them.
+
+    Raises:
+        UnsupportedError: They cannot be told from those of the text.
+
+    >>> find_added(lambda text, adds: [1] * adds + [ord(one) for one in text] + [2] * adds)
+    ([1], [2])
+    """
+    found = {tuple(map(tuple, _added_to(text, tokenize))) for text in ("a", "7")}
+    if len(found) > 1:
+        raise _not_told(*(tokenize(text, True) for text in ("a", "7")))
+    before, after = found.pop()
+    return list(before), list(after)
+
+
+def _added_to(text: str, tokenize: Callable[[str, bool], list[int]]) -> tuple[list[int], list[int]]:
+    """Around the pieces of the bare text; where they change with what is added, as around no text at all."""
+    bare, whole = tokenize(text, False), tokenize(text, True)
     for start in range(len(whole) - len(bare) + 1):
-        if whole[start : start + len(bare)] == bare:
+        if bare and whole[start : start + len(bare)] == bare:
             return whole[:start], whole[start + len(bare) :]
-    return [], []
+    empty = tokenize("", True)
+    before = next((at for at, pair in enumerate(zip(empty, whole, strict=False)) if pair[0] != pair[1]), len(empty))
+    after = len(empty) - before
+    if tokenize("", False) or len(whole) <= len(empty) or whole[len(whole) - after :] != empty[before:]:
+        raise _not_told(whole, empty)
+    return empty[:before], empty[before:]
+
+
+def _not_told(*seen: list[int]) -> UnsupportedError:
+    return UnsupportedError(
+        f"the tokenizer adds tokens that cannot be told from those of a text: {' and '.join(map(str, seen))}",
+        mend="Convert it again, with a tokenizer that adds the same tokens to every text.",
+    )
 
 
 def read_text(path: Path, column: str = _COLUMN) -> str:

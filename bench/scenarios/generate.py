@@ -106,7 +106,7 @@ def measure_generation(
         pass
     wanted = int(chosen.seconds / (time.perf_counter() - start))
     num_requests = max(chosen.min_requests, min(chosen.max_requests, wanted))
-    with Watch() as watch, EnergyMeter() as energy:
+    with Watch() as watch:
         answers, num_discarded = _ask(engine, prompts, num_requests, chosen, progress)
     rows = np.concatenate([answer.rows(index) for index, answer in enumerate(answers)])
     lengths = [engine.count_prompt_tokens(answer.prompt) for answer in answers]
@@ -129,8 +129,16 @@ def measure_generation(
         threads=threads,
         machine=machine,
         conditions=watch.conditions,
-        energy_mj=None if num_discarded else energy.per_request_mj(int(rows[:, 2].sum())),
+        energy_mj=_millijoules_per_token(answers),
     )
+
+
+def _millijoules_per_token(answers: Sequence[_Answer]) -> float | None:
+    """Of the timed answers alone; None where the machine does not say."""
+    joules = [answer.joules for answer in answers if answer.joules is not None]
+    if len(joules) < len(answers):
+        return None
+    return 1000 * sum(joules) / sum(answer.num_tokens for answer in answers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +150,8 @@ class _Answer:
     """Time since the request began, tokens, whether there is text."""
     cpu_ns: int
     first_cpu_ns: int
+    joules: float | None
+    """Of the processor while it was written, its prompt included."""
     num_reused_tokens: int
     """Tokens of the prompt that the engine still had from the text before, such as the one that begins every text."""
 
@@ -183,16 +193,24 @@ def _ask(
 def _stream(engine: GenerationEngine, prompt: str, max_tokens: int) -> _Answer:
     chunks: list[tuple[int, int, int]] = []
     first_cpu_ns = 0
-    start_cpu, start = time.process_time_ns(), time.perf_counter_ns()
-    for chunk in engine.generate(prompt, max_tokens=max_tokens):
-        chunks.append((time.perf_counter_ns() - start, chunk.num_tokens, int(bool(chunk.text))))
-        if not first_cpu_ns:
-            first_cpu_ns = time.process_time_ns() - start_cpu
-    cpu_ns = time.process_time_ns() - start_cpu
+    with EnergyMeter() as energy:
+        start_cpu, start = time.process_time_ns(), time.perf_counter_ns()
+        for chunk in engine.generate(prompt, max_tokens=max_tokens):
+            chunks.append((time.perf_counter_ns() - start, chunk.num_tokens, int(bool(chunk.text))))
+            if not first_cpu_ns:
+                first_cpu_ns = time.process_time_ns() - start_cpu
+        cpu_ns = time.process_time_ns() - start_cpu
     if not chunks:
         raise DataError(f"{engine.name} generated no token for the prompt {prompt[:60]!r}")
     reused = getattr(engine, "num_reused_tokens", 0)
-    return _Answer(prompt=prompt, chunks=chunks, cpu_ns=cpu_ns, first_cpu_ns=first_cpu_ns, num_reused_tokens=reused)
+    return _Answer(
+        prompt=prompt,
+        chunks=chunks,
+        cpu_ns=cpu_ns,
+        first_cpu_ns=first_cpu_ns,
+        joules=energy.joules,
+        num_reused_tokens=reused,
+    )
 
 
 def _forget(engine: GenerationEngine) -> None:

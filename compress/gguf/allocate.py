@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from compress.gguf.knapsack import Frontier, Option, solve
@@ -12,7 +12,7 @@ from compress.gguf.sensitivity import FixedTensor, Sensitivity
 from compress.gguf.types import FILE_TYPES
 from edgesmith.errors import UsageError
 
-__all__ = ["Allocation", "Allocator", "Budget", "ChosenTensor", "allocate_bits"]
+__all__ = ["Allocation", "Allocator", "Budget", "ChosenTensor"]
 
 # What the quantizer adds to the header: versions, its own type, where the importance matrix is from.
 _HEADER_GROWTH_BYTES = 512
@@ -73,9 +73,11 @@ class ChosenTensor:
     num_values: int
     size_bytes: int
     damage: float | None
-    """Predicted mean KL divergence per token, in nats; None: not measured, or not quantized."""
+    """Predicted mean KL divergence per token, in nats; None: there was no choice."""
     why: str = "chosen"
     """Or why there was no choice; see `FixedTensor`."""
+    is_measured: bool = True
+    """Or the damage is estimated from that of other tensors; see `TensorSensitivity`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,8 +115,8 @@ class Allocation:
 
     @property
     def not_measured(self) -> tuple[str, ...]:
-        """Matrices that got a type of eight bits because nothing is known of them."""
-        return tuple(one.name for one in self.tensors if one.why == "not measured")
+        """Matrices that no gradient is known for: chosen for by an estimate, or kept at eight bits."""
+        return tuple(one.name for one in self.tensors if one.why == "not measured" or not one.is_measured)
 
     def summary(self) -> str:
         """One line."""
@@ -158,27 +160,28 @@ class Allocator:
         limit_bytes = budget.limit_bytes(self._table.num_values)
         if budget.max_mean_kld is not None:
             units = self._frontier.units_for_loss(budget.max_mean_kld / scale)
+            options = None if units is None else self._frontier.options(units)
             least = f"{self._frontier.losses[-1] * scale:.2g}, with {self._size(len(self._frontier.losses) - 1)}"
         else:
             assert limit_bytes is not None
             header_bytes = 0 if budget.max_mb is not None else self._table.header_bytes + _HEADER_GROWTH_BYTES
-            units = self._frontier.units_within(limit_bytes + header_bytes - self._rest - reserve_bytes)
+            options = self._frontier.options_within(limit_bytes + header_bytes - self._rest - reserve_bytes)
             least = self._size(0)
-        if units is None:
+        if options is None:
             raise UsageError(
                 f"{budget} is less than these types can reach: {least} is the least",
                 mend="Allow more, or name more types to choose from.",
             )
-        return self._describe(budget, units, scale)
+        return self._describe(budget, options, scale)
 
     def _size(self, units: int) -> str:
         size_bytes = self._rest + self._frontier.least_cost + units * self._frontier.unit
         return f"{size_bytes / 1e6:.3f} MB"
 
-    def _describe(self, budget: Budget, units: int, scale: float) -> Allocation:
+    def _describe(self, budget: Budget, options: Sequence[int], scale: float) -> Allocation:
         tensors = [_not_chosen(one) for one in self._table.fixed]
         size_bytes, damage = self._rest, 0.0
-        for tensor, number in zip(self._table.tensors, self._frontier.options(units), strict=True):
+        for tensor, number in zip(self._table.tensors, options, strict=True):
             choice = tensor.choices[number]
             size_bytes += self._padded(choice.size_bytes)
             damage += choice.damage
@@ -189,6 +192,7 @@ class Allocator:
                     num_values=tensor.num_values,
                     size_bytes=choice.size_bytes,
                     damage=choice.damage * scale,
+                    is_measured=tensor.is_measured,
                 )
             )
         return Allocation(
@@ -200,11 +204,6 @@ class Allocator:
 
     def _padded(self, size_bytes: int) -> int:
         return size_bytes + -size_bytes % self._table.alignment
-
-
-def allocate_bits(sensitivity: Sensitivity, budget: Budget) -> Allocation:
-    """Choose the type of every tensor for one budget; see `Allocator.allocate`."""
-    return Allocator(sensitivity).allocate(budget)
 
 
 def _bits(tensors: Iterable[ChosenTensor]) -> float:

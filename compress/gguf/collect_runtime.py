@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +59,28 @@ def collect_imatrix_runtime(
         context = _Context(model, listener, num_tokens=max(map(len, windows)), threads=threads)
         try:
             for window in progress.track(windows, "Collect importance matrix"):
-                context.read(window)
+                with _interrupts_noted(listener):
+                    context.read(window)
         finally:
             context.close()
     return listener.sums.result(dataset=dataset, num_windows=len(windows), window_length=max(map(len, windows)))
+
+
+@contextmanager
+def _interrupts_noted(listener: _Listener) -> Iterator[None]:
+    """While native code runs, Ctrl-C tells the listener to stop it: an exception inside a callback would be lost."""
+
+    def note(*_: object) -> None:
+        listener.error = listener.error or KeyboardInterrupt()
+
+    if threading.current_thread() is not threading.main_thread():  # where Python handles no signals
+        yield
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Listener:

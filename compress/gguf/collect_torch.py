@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from compress.checkpoint import Checkpoint, open_checkpoint, quantization_of
 from compress.gguf.imatrix_data import Imatrix, ImatrixSums
+from compress.gguf.tensor_kinds import NEVER_QUANTIZED, name_kinds
 from compress.gguf.windows import check_windows
 from compress.skeleton import quiet_transformers
 from edgesmith.errors import CheckpointError, UnsupportedError, UsageError
@@ -49,7 +50,8 @@ def collect_imatrix_torch(
         progress: Told of each window.
 
     Returns:
-        Sums and counts for every matrix that is a linear layer, the head included.
+        Sums and counts for every matrix that is a linear layer, the head included. Matrices that have none, such as
+        those of experts, which the model keeps in one parameter, are noted: `collect_imatrix_runtime` has them.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or its weights do not fit its configuration.
@@ -61,8 +63,11 @@ def collect_imatrix_torch(
     limit = getattr(model.config, "max_position_embeddings", None)
     check_windows(windows, num_vocabulary=int(model.get_input_embeddings().num_embeddings), context_length=limit)
     watch = _Watch(model, names)
-    for name in watch.unseen:
-        progress.note(f"no inputs are collected for {name}: its module is no linear layer")
+    if watch.unseen:
+        progress.note(
+            f"no inputs are collected for {name_kinds(watch.unseen)}: no linear layers of the torch model; "
+            "collect from the GGUF file to have them"
+        )
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -110,7 +115,6 @@ class _Watch:
         self.sums = ImatrixSums()
         self._model = model
         self._layers: dict[nn.Module, str] = {}
-        self.unseen: list[str] = []
         head = model.get_output_embeddings()
         self._head: str | None = None
         for path, module in model.named_modules():
@@ -121,8 +125,8 @@ class _Watch:
                 continue
             elif isinstance(module, nn.Linear | Conv1D):
                 self._layers[module] = name
-            elif module.weight.ndim > 1:
-                self.unseen.append(name)
+        seen = {*self._layers.values(), self._head}
+        self.unseen = [name for name in dict.fromkeys(names.values()) if name not in seen and _is_multiplied(name)]
         if not self._layers:
             raise UsageError(
                 f"none of the {len(names)} names is a linear layer of the model",
@@ -157,6 +161,13 @@ class _Watch:
         if self._last is None or self._last[0] is not inputs:
             self._last = inputs, inputs.reshape(-1, inputs.shape[-1]).double().square_().sum(0).numpy()
         self.sums.add_squares(name, self._last[1], inputs.numel() // inputs.shape[-1])
+
+
+def _is_multiplied(name: str) -> bool:
+    """Whether an importance matrix can serve the tensor, as far as its name tells."""
+    if not name.endswith(".weight") or name.endswith(("_norm.weight", *NEVER_QUANTIZED)):
+        return False
+    return name != "token_embd.weight"  # rows of it are looked up; where it is the head too, that is seen
 
 
 def _name_of_head(names: Mapping[str, str]) -> str | None:

@@ -15,6 +15,7 @@ and Stern, "Adafactor", 2018, section 3 (rows times columns).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ from edgesmith.errors import UsageError
 from edgesmith.progress import SILENT, Progress
 
 __all__ = ["Fisher", "FisherFactor", "collect_fisher"]
+
+# transformers keeps the matrices of all experts of a layer in one parameter, gate above up.
+_FUSED_EXPERTS = re.compile(r"(?:^|\.)layers\.(\d+)\..*\.experts\.(gate_up_proj|down_proj)")
+_EXPERTS_PARTS: Mapping[str, tuple[str, ...]] = {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -93,7 +98,8 @@ def collect_fisher(
 
     Args:
         model: A transformers model in float32 that returns `logits`. Its weights are not changed.
-        names: Parameter, or its module → GGUF tensor. Vectors are passed over.
+        names: Parameter, or its module → GGUF tensor. Vectors are passed over; what the checkpoint names expert by
+            expert and the model keeps in one parameter is found there.
         windows: Tokens of calibration text, each window read on its own; 16 of 256 tokens are enough, and shorter
             ones weigh what reaches later tokens too lightly.
         row_orders: GGUF tensor → which row of the parameter lies at each of its rows, where that differs.
@@ -144,13 +150,13 @@ def _gradients(model: torch.nn.Module, wanted: Mapping[str, str], sums: dict[str
     model.eval()
     try:
         for name, parameter in model.named_parameters():
-            tensor = wanted.get(name.removesuffix(".weight"))
-            parameter.requires_grad_(tensor is not None and parameter.ndim in (2, 3))
-            if tensor is not None and parameter.requires_grad:
-                owner = model.get_submodule(name.rpartition(".")[0])
+            owner = model.get_submodule(name.rpartition(".")[0])
+            tensors = _tensors_of(name, owner, wanted)
+            parameter.requires_grad_(bool(tensors) and parameter.ndim in (2, 3))
+            if parameter.requires_grad:
                 transposed = type(owner).__name__ == "Conv1D"  # of transformers
                 register: Any = parameter.register_post_accumulate_grad_hook
-                handles.append(register(_adder(sums, tensor, transposed)))
+                handles.append(register(_adder(sums, tensors, transposed)))
         if not handles:
             raise UsageError(
                 "none of the names is a matrix of the model", mend="The names must be of this very checkpoint."
@@ -165,19 +171,31 @@ def _gradients(model: torch.nn.Module, wanted: Mapping[str, str], sums: dict[str
         model.train(training)
 
 
-def _adder(sums: dict[str, _Sums], tensor: str, transposed: bool) -> Callable[[torch.Tensor], None]:
+def _tensors_of(name: str, owner: torch.nn.Module, wanted: Mapping[str, str]) -> tuple[str, ...]:
+    """The tensors whose rows follow each other in a parameter; none if it has no place in the file."""
+    if (tensor := wanted.get(name.removesuffix(".weight"))) is not None:
+        return (tensor,)
+    found = _FUSED_EXPERTS.search(name)
+    if found is None or getattr(owner, "is_transposed", False) or not getattr(owner, "is_concatenated", True):
+        return ()
+    tensors = tuple(f"blk.{found[1]}.ffn_{part}_exps.weight" for part in _EXPERTS_PARTS[found[2]])
+    return tensors if set(tensors) <= set(wanted.values()) else ()
+
+
+def _adder(sums: dict[str, _Sums], tensors: Sequence[str], transposed: bool) -> Callable[[torch.Tensor], None]:
     def add(parameter: torch.Tensor) -> None:
         gradient: Any = parameter.grad
         parameter.grad = None
         squares_EOI = gradient.square_()
         squares_EOI = squares_EOI.T if transposed else squares_EOI
         squares_EOI = squares_EOI if squares_EOI.ndim == 3 else squares_EOI[None]
-        rows_EO, columns_EI = squares_EOI.sum(2).double(), squares_EOI.sum(1).double()
-        known = sums.get(tensor)
-        if known is None:
-            sums[tensor] = _Sums(rows_EO, columns_EI)
-        else:
-            known.rows += rows_EO
-            known.columns += columns_EI
+        for tensor, part_EOI in zip(tensors, squares_EOI.chunk(len(tensors), dim=1), strict=True):
+            rows_EO, columns_EI = part_EOI.sum(2).double(), part_EOI.sum(1).double()
+            known = sums.get(tensor)
+            if known is None:
+                sums[tensor] = _Sums(rows_EO, columns_EI)
+            else:
+                known.rows += rows_EO
+                known.columns += columns_EI
 
     return add

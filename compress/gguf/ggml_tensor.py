@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compress.gguf.base_library import open_base_library
 from edgesmith.errors import UnsupportedError
-from serve.runtime.llama_library import load_library
 
 __all__ = ["TensorView", "view_tensor"]
 
@@ -119,16 +118,7 @@ def view_tensor(address: int) -> TensorView:
 
 @functools.cache
 def _proven_library() -> ctypes.CDLL:
-    llama_cpp = load_library()
-    folder = Path(llama_cpp.__file__).parent / "lib"
-    found = [
-        path for pattern in ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll") for path in folder.glob(pattern)
-    ]
-    if not found:
-        raise UnsupportedError(
-            f"{folder}: has no ggml-base library", mend="Install llama-cpp-python as the project's constraints name it."
-        )
-    library = ctypes.CDLL(str(found[0]))
+    library = open_base_library()
     _declare(library)
     _prove(library)
     return library

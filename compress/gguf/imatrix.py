@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.gguf.imatrix_data import Imatrix, ImatrixEntry, combine
+from compress.gguf.imatrix_data import Imatrix, ImatrixEntry
 from edgesmith.errors import ArtifactError, UsageError
 from edgesmith.files import atomic_write, storage_errors
 
-__all__ = ["Imatrix", "ImatrixEntry", "combine", "read_imatrix", "write_imatrix"]
+__all__ = ["Imatrix", "ImatrixEntry", "read_imatrix", "write_imatrix"]
 
 MAX_ENTRIES = 1 << 16
 MAX_KEYS = 1 << 10

@@ -7,7 +7,7 @@ Shapes: E experts (1 for plain matrices), I inputs (columns).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgesmith.errors import UsageError
 
-__all__ = ["Imatrix", "ImatrixEntry", "ImatrixSums", "combine"]
+__all__ = ["Imatrix", "ImatrixEntry", "ImatrixSums"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,42 +106,3 @@ class ImatrixSums:
             num_windows=num_windows,
             window_length=window_length,
         )
-
-
-def combine(matrices: Iterable[Imatrix]) -> Imatrix:
-    """Add importance matrices of one model up, as if their texts had been read one after the other.
-
-    Raises:
-        UsageError: there are none, or they are of different models.
-    """
-    every = list(matrices)
-    if not every:
-        raise UsageError("no importance matrix was given", mend="Give at least one.")
-    entries: dict[str, ImatrixEntry] = {}
-    for matrix in every:
-        for name, entry in matrix.entries.items():
-            entries[name] = _add(name, entries[name], entry) if name in entries else entry
-    return Imatrix(
-        entries=MappingProxyType({name: entries[name] for name in sorted(entries)}),
-        datasets=tuple(dict.fromkeys(name for matrix in every for name in matrix.datasets)),
-        num_windows=sum(matrix.num_windows for matrix in every),
-        window_length=max(matrix.window_length for matrix in every),
-    )
-
-
-def _add(name: str, one: ImatrixEntry, other: ImatrixEntry) -> ImatrixEntry:
-    if one.sums.size != other.sums.size:
-        raise UsageError(
-            f"{name} has {one.sums.size:,} inputs in one importance matrix and {other.sums.size:,} in another",
-            mend="Combine matrices of one model only.",
-        )
-    # The older file format has all experts in one row.
-    num_experts = max(len(one.counts), len(other.counts))
-    pair = [_split(entry, num_experts) for entry in (one, other)]
-    return ImatrixEntry(pair[0].sums + pair[1].sums, pair[0].counts + pair[1].counts)
-
-
-def _split(entry: ImatrixEntry, num_experts: int) -> ImatrixEntry:
-    if len(entry.counts) == num_experts:
-        return entry
-    return ImatrixEntry(entry.sums.reshape(num_experts, -1), np.full(num_experts, entry.counts[0]))

@@ -1,4 +1,9 @@
-"""Choose one option of each item so that the costs fit and the losses are least: exactly, for every budget at once."""
+"""Choose one option of each item so that the costs fit and the losses are least, for every budget at once.
+
+The solution is exact where the costs have a divisor in common that is large enough for a table of 65,536 columns.
+Elsewhere they are rounded up to multiples of a unit: a file of 3 GB may stay 1.5 MB below its budget, and what
+rounding left over is spent step by step, each time on the best bargain, which need not be the best of all.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +35,7 @@ class Frontier:
     solution exact; otherwise costs are rounded up to a multiple of it, so that a budget is never exceeded.
     """
 
+    items: Sequence[Sequence[Option]]
     unit: int
     least_cost: int
     """Of the cheapest options together."""
@@ -45,6 +51,30 @@ class Frontier:
         if budget < self.least_cost:
             return None
         return min((budget - self.least_cost) // self.unit, len(self.losses) - 1)
+
+    def options_within(self, budget: int) -> list[int] | None:
+        """Number of the option that each item gets for a budget; None if it is too small."""
+        units = self.units_within(budget)
+        if units is None:
+            return None
+        chosen = self.options(units)
+        left = budget - sum(options[number].cost for options, number in zip(self.items, chosen, strict=True))
+        while (step := self._best_step(chosen, left)) is not None:
+            item, number = step
+            left -= self.items[item][number].cost - self.items[item][chosen[item]].cost
+            chosen[item] = number
+        return chosen
+
+    def _best_step(self, chosen: Sequence[int], left: int) -> tuple[int, int] | None:
+        """The change of one item that gains most for what it costs, of those that cost no more than is left."""
+        best, best_rate = None, 0.0
+        for item, options in enumerate(self.items):
+            now = options[chosen[item]]
+            for number, option in enumerate(options):
+                cost, gain = option.cost - now.cost, now.loss - option.loss
+                if cost <= left and gain > 0 and (rate := gain / max(cost, 1)) > best_rate:
+                    best, best_rate = (item, number), rate
+        return best
 
     def units_for_loss(self, loss: float) -> int | None:
         """Fewest units whose loss is no greater; None if even the best options lose more."""
@@ -83,4 +113,4 @@ def solve(items: Sequence[Sequence[Option]], *, most_units: int = _MOST_UNITS) -
             better_U = reached_U < losses_U[cost:]
             losses_U[cost:][better_U] = reached_U[better_U]
             chosen_U[cost:][better_U] = number
-    return Frontier(unit=unit, least_cost=sum(cheapest), losses=losses_U, units=units, chosen=chosen_NU)
+    return Frontier(items=items, unit=unit, least_cost=sum(cheapest), losses=losses_U, units=units, chosen=chosen_NU)

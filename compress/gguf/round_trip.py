@@ -8,15 +8,14 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compress.gguf.base_library import open_base_library
 from compress.gguf.types import find_tensor_type
-from edgesmith.errors import MissingExtraError, UnsupportedError
-from serve.runtime.llama_library import load_library
+from edgesmith.errors import UnsupportedError
 
 __all__ = ["round_trip"]
 
@@ -82,13 +81,7 @@ def _c_name(type_name: str) -> str:
 @functools.cache
 def _library() -> Any:
     """The part of the runtime's library that knows the formats."""
-    folder = Path(load_library().__file__).parent / "lib"
-    found = sorted(path for path in folder.glob("*ggml-base.*") if path.suffix in {".so", ".dylib", ".dll"})
-    if not found:
-        raise MissingExtraError(
-            f"{folder}: holds no ggml-base library", mend="Install llama-cpp-python as pip compiles it."
-        )
-    library = ctypes.CDLL(str(found[0]))
+    library = open_base_library()
     library.ggml_quantize_chunk.argtypes = (
         ctypes.c_int, _FLOATS, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, _FLOATS,
     )  # fmt: skip

@@ -19,8 +19,10 @@ from compress.gguf.fisher import Fisher, FisherFactor
 from compress.gguf.imatrix_data import Imatrix
 from compress.gguf.quantize_plan import check_imatrix, check_source, matrices
 from compress.gguf.round_trip import round_trip
+from compress.gguf.tensor_factors import find_factors
+from compress.gguf.tensor_kinds import NEVER_QUANTIZED, name_kinds
 from compress.gguf.types import TENSOR_TYPES, TensorType, find_tensor_type
-from edgesmith.errors import ArtifactError, UnsupportedError, UsageError
+from edgesmith.errors import ArtifactError, UnsupportedError
 from edgesmith.files import atomic_write, storage_errors
 from edgesmith.progress import SILENT, Progress
 from serve.runtime.gguf_file import GgufFile, GgufTensor, read_gguf
@@ -36,8 +38,6 @@ CANDIDATES = (*QUICK_CANDIDATES, "IQ3_XXS", "IQ3_S", "IQ4_XS", "IQ4_NL")
 _FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 _UNMEASURED_TYPE = "Q8_0"
 _SMALLEST_BLOCK = 32
-# Matrices that the runtime reads in f32 only, whatever is asked for.
-_NEVER_QUANTIZED = ("position_embd.weight", "token_types.weight", "ffn_gate_inp.weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,8 @@ class TensorSensitivity:
     name: str
     num_values: int
     choices: tuple[Choice, ...]
+    is_measured: bool = True
+    """Or no gradient is known for it, and errors are taken to cost what they cost in a feed-forward layer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +70,8 @@ class FixedTensor:
     num_values: int
     size_bytes: int
     why: str
-    """`vector`, `never quantized`, `odd columns`, or `not measured`: no gradient is known for it."""
+    """`vector`, `never quantized`, `odd columns`, or `not measured`: embeddings without a gradient, or no candidate
+    fits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +135,7 @@ def measure_sensitivity(
     """Round rows of every matrix to every candidate type, and weigh the errors.
 
     One matrix at a time is read. Rows are drawn in proportion to their weight, so that a few hundred stand for all.
+    What errors cost in matrices without gradients is estimated, see `find_factors`, and noted.
 
     Args:
         source: Unquantized GGUF file: f32, f16 or bf16.
@@ -154,9 +158,12 @@ def measure_sensitivity(
         check_imatrix(source, file, imatrix)
     types = [find_tensor_type(name) for name in dict.fromkeys(candidates)]
     measured: list[TensorSensitivity] = []
+    factors = find_factors(file, fisher, imatrix)
+    if estimated := [name for name in factors if name not in fisher.factors]:
+        progress.note(f"not measured, but estimated from feed-forward layers: {name_kinds(estimated)}")
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        for tensor in progress.track(_choosable(file, fisher), "Try types"):
-            sample = _Sample.draw(source, tensor, fisher.factors[tensor.name], rows)
+        for tensor in progress.track([file.tensors[name] for name in factors], "Try types"):
+            sample = _Sample.draw(source, tensor, factors[tensor.name], rows)
             entry = imatrix.entries.get(tensor.name) if imatrix is not None else None
             importance = None if entry is None else entry.means().reshape(-1, tensor.shape[0])
             fitting = [kind for kind in types if _fits(tensor, kind, has_imatrix=importance is not None)]
@@ -165,29 +172,12 @@ def measure_sensitivity(
                        for kind, damage in zip(fitting, damages, strict=True)]  # fmt: skip
             if choices:
                 measured.append(TensorSensitivity(
-                    name=tensor.name, num_values=math.prod(tensor.shape), choices=_worth_having(choices)
+                    name=tensor.name, num_values=math.prod(tensor.shape), choices=_worth_having(choices),
+                    is_measured=tensor.name in fisher.factors,
                 ))  # fmt: skip
     if not measured:
         raise UnsupportedError(f"{source}: no matrix can be stored in any of {', '.join(candidates)}")
     return _table(file, measured, fisher)
-
-
-def _choosable(file: GgufFile, fisher: Fisher) -> list[GgufTensor]:
-    found = []
-    for tensor in matrices(file):
-        factor = fisher.factors.get(tensor.name)
-        if factor is None or tensor.name.endswith(_NEVER_QUANTIZED):
-            continue
-        shape_EOI = (*factor.rows.shape, factor.columns.shape[1])
-        num_columns, num_rows, num_experts = (*tensor.shape, 1, 1)[:3]
-        if shape_EOI != (num_experts, num_rows, num_columns):
-            raise UsageError(
-                f"{tensor.name} has {list(shape_EOI)} experts, rows and columns in the model that was read, "
-                f"{[num_experts, num_rows, num_columns]} in the GGUF file",
-                mend="Read the very checkpoint that was converted.",
-            )
-        found.append(tensor)
-    return found
 
 
 def _fits(tensor: GgufTensor, kind: TensorType, *, has_imatrix: bool) -> bool:
@@ -205,7 +195,7 @@ def _worth_having(choices: Sequence[Choice]) -> tuple[Choice, ...]:
 
 def _table(file: GgufFile, measured: Sequence[TensorSensitivity], fisher: Fisher) -> Sensitivity:
     chosen = {one.name for one in measured}
-    quantizable = {one.name for one in matrices(file) if not one.name.endswith(_NEVER_QUANTIZED)}
+    quantizable = {one.name for one in matrices(file) if not one.name.endswith(NEVER_QUANTIZED)}
     alignment = file.metadata.get("general.alignment", _SMALLEST_BLOCK)
     return Sensitivity(
         tensors=tuple(measured),

@@ -21,7 +21,9 @@ from edgesmith.errors import EdgesmithError, UnsupportedError
 
 __all__ = ["QuantizeFailedError", "QuantizeJob", "WorkerProcess"]
 
-_WORKER = Path(__file__).with_name("quantize_worker.py")
+# Named as a module, so that whoever follows what this one needs finds it; run as a script, it imports nothing of ours.
+_WORKER_MODULE = "compress.gguf.quantize_worker"
+_WORKER = Path(__file__).with_name(_WORKER_MODULE.rpartition(".")[2] + ".py")
 _FAILED = re.compile(r"failed to quantize: (.*)")
 _ASSERTION = re.compile(r"(GGML_ASSERT\(.*?\) failed|fatal error.*|terminate called.*|\S*Error: .*)")
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.api.texts import named_texts, proof_texts
-from edgesmith.errors import UsageError
+from edgesmith.artifact import MANIFEST
+from edgesmith.data import data_digest
+from edgesmith.errors import EdgesmithError, UsageError, VerificationError
 from edgesmith.progress import SILENT, Progress
 
 if TYPE_CHECKING:
+    from bench.language.evaluation import LanguageEvaluation
     from compress.gguf.imatrix import Imatrix
     from edgesmith.artifact import Artifact
     from edgesmith.recipe import GgufQuantizeOptions
@@ -21,16 +24,13 @@ if TYPE_CHECKING:
 
 __all__ = ["imatrix", "quantize_gguf"]
 
-NUM_CALIBRATED = 40
-"""Windows of 512 tokens."""
-
 
 def imatrix(
     model: Path,
     *,
     data: Path,
     out: Path,
-    num_windows: int = NUM_CALIBRATED,
+    num_windows: int | None = None,
     columns: Mapping[str, str] | None = None,
     threads: int = 1,
     progress: Progress = SILENT,
@@ -41,7 +41,7 @@ def imatrix(
         model: A checkpoint (run in torch) or an unquantized GGUF file (run by llama.cpp).
         data: Calibration text, not the held-out one.
         out: `.gguf` file to write.
-        num_windows: Windows of 512 tokens.
+        num_windows: Windows of 512 tokens; 40 if left out.
         columns: The column `text` → the file's.
         threads: Of the model.
         progress: Shows how far it is.
@@ -52,9 +52,11 @@ def imatrix(
     from compress.gguf.imatrix import write_imatrix
     from edgesmith.artifact import open_artifact
     from edgesmith.stages.imatrix import ImatrixStage
+    from edgesmith.stages.texts import NUM_CALIBRATED
 
     opened = open_artifact(model, kinds=("checkpoint", "gguf"))
-    texts = named_texts(data, num_windows=num_windows, columns=columns)
+    texts = named_texts(data, num_windows=num_windows or NUM_CALIBRATED, columns=columns)
+    _check_imatrix_replaceable(out, (opened.path, data))
     found = ImatrixStage(model=opened, texts=texts, threads=threads).collect(progress)
     write_imatrix(out, found)
     return found
@@ -66,7 +68,7 @@ def quantize_gguf(
     out: Path,
     options: GgufQuantizeOptions,
     calibration: Path | None = None,
-    num_windows: int = NUM_CALIBRATED,
+    num_windows: int | None = None,
     checkpoint: Path | None = None,
     data: Path | None = None,
     columns: Mapping[str, str] | None = None,
@@ -80,7 +82,7 @@ def quantize_gguf(
         out: Folder to write.
         options: A type or a budget, as in a recipe; `imatrix` may be a path.
         calibration: Text that the importance matrix is measured on.
-        num_windows: Windows of 512 tokens of it.
+        num_windows: Windows of 512 tokens of it; 40 if left out.
         checkpoint: What `source` was made from; needed by a budget, and the reference if given.
         data: Text to measure on; packaged sentences if left out.
         columns: The column `text` → the files'.
@@ -98,18 +100,20 @@ def quantize_gguf(
     from edgesmith.stages.base import make_into
     from edgesmith.stages.gguf_quantize import GgufQuantizeStage
     from edgesmith.stages.language import LanguageStage, ReferenceStage
+    from edgesmith.stages.texts import NUM_CALIBRATED
 
     opened = open_artifact(source, kinds=("gguf",))
     reference = open_artifact(checkpoint, kinds=("checkpoint",)) if checkpoint else None
-    if calibration is None and (options.imatrix is True or options.is_allocated):
-        raise UsageError("--calibration is missing: the text that activations are measured on")
-    calibrated = named_texts(calibration, num_windows=num_windows, columns=columns) if calibration else None
+    _check_given(options, calibration=calibration, checkpoint=checkpoint, data=data)
+    calibrated = (
+        named_texts(calibration, num_windows=num_windows or NUM_CALIBRATED, columns=columns) if calibration else None
+    )
     with proof_texts(data, columns, progress) as texts, TemporaryDirectory(prefix="edgesmith-") as temporary:
         work = _Work(folder=Path(temporary), threads=threads, progress=progress)
         matrix = _imatrix(options, reference or opened, opened, calibrated, work)
         sensitivity = None
         if options.is_allocated:
-            sensitivity = work.do("sensitivity", _sensitivity(options, reference, opened, calibrated, matrix, threads))
+            sensitivity = work.do("sensitivity", _sensitivity(reference, opened, calibrated, matrix, threads))
         recorded = work.do("reference", ReferenceStage(checkpoint=reference or opened, texts=texts, threads=threads))
         stage = GgufQuantizeStage(
             source=opened,
@@ -121,10 +125,65 @@ def quantize_gguf(
         )
 
         def measure(made: Artifact) -> dict[str, Any]:
-            found = LanguageStage(artifact=made, reference=recorded, texts=texts, threads=threads)
-            return {"language": LanguageEvaluation.load(work.do("language", found).path).summary()}
+            stage = LanguageStage(artifact=made, reference=recorded, texts=texts, threads=threads)
+            found = LanguageEvaluation.load(work.do("language", stage).path)
+            _check_divergence(options, found, made)
+            return {"language": found.summary()}
 
         return make_into(stage, out, measure, progress)
+
+
+def _check_given(
+    options: GgufQuantizeOptions, *, calibration: Path | None, checkpoint: Path | None, data: Path | None
+) -> None:
+    """Name all that is missing at once, and what would be ignored."""
+    missing = []
+    if calibration is None and (options.imatrix is True or options.is_allocated):
+        missing.append("--calibration TEXT, on which activations are measured")
+    if checkpoint is None and options.is_allocated:
+        missing.append("--against CHECKPOINT, on which the damage is measured")
+    if missing:
+        raise UsageError(f"{options.name} needs {' and '.join(missing)}")
+    if calibration is not None and isinstance(options.imatrix, str) and not options.is_allocated:
+        raise UsageError("--imatrix and --calibration: the matrix is there, so nothing is measured on the text")
+    if calibration is not None and data is not None and data_digest(calibration) == data_digest(data):
+        raise UsageError(
+            f"{data}: is the calibration text too; the figures would be of what it was tuned to",
+            mend="Calibrate on other text than you measure on.",
+        )
+
+
+def _check_divergence(options: GgufQuantizeOptions, found: LanguageEvaluation, made: Artifact) -> None:
+    """A budget of divergence was kept on calibration text; on the text that counts it may still be broken."""
+    limit, mean = options.max_mean_kld, found.mean_kld()
+    if limit is None or mean.value <= limit:
+        return
+    raise VerificationError(
+        f"{made.path.name}: its mean KLD is {mean.value:.4g} nats on the text given, more than max_mean_kld {limit:g}, "
+        "which it kept on the calibration text",
+        mend="Calibrate on text like the one that counts, or allow more.",
+    )
+
+
+def _check_imatrix_replaceable(out: Path, inputs: Iterable[Path]) -> None:
+    """Refuse to overwrite anything but an older importance matrix."""
+    from compress.gguf.imatrix import read_imatrix
+
+    mend = "Choose another file with -o/--out, or move this one away."
+    place = out.resolve()
+    for path in inputs:
+        if place == path.resolve() or place.is_relative_to(path.resolve()):
+            raise UsageError(f"{out}: would overwrite {path}, which is read", mend=mend)
+    if (out.parent / MANIFEST).is_file():
+        raise UsageError(f"{out}: would be written into an artifact, whose files are fixed", mend=mend)
+    if not out.exists():
+        return
+    try:
+        read_imatrix(out)
+    except EdgesmithError:
+        raise UsageError(
+            f"{out}: is there already and is no importance matrix, so it is not replaced", mend=mend
+        ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +219,6 @@ def _imatrix(
 
 
 def _sensitivity(
-    options: GgufQuantizeOptions,
     checkpoint: Artifact | None,
     source: Artifact,
     texts: Texts | None,
@@ -169,10 +227,6 @@ def _sensitivity(
 ) -> Stage:
     from edgesmith.stages.sensitivity import SensitivityStage
 
-    if checkpoint is None:
-        raise UsageError(
-            f"{options.name}: the damage is measured on the checkpoint itself",
-            mend="Name it: --against CHECKPOINT.",
-        )
-    assert texts is not None  # as the caller has checked
+    assert checkpoint is not None  # both as the caller has checked
+    assert texts is not None
     return SensitivityStage(checkpoint=checkpoint, source=source, texts=texts, imatrix=matrix, threads=threads)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.api.rows import proof_rows
-from edgesmith.errors import UsageError
+from edgesmith.errors import UnsupportedError, UsageError
 from edgesmith.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -119,8 +119,10 @@ def export(
         "gguf": {"dtype": dtype, "converter": converter, "base": base},
         "genai": {"precision": precision, "block_size": block_size},
     }
+    format = format.lower()  # noqa: A001
     options = _options_of("--format", format, given)
     if format == "onnx":
+        _refuse_language_model(checkpoint)
         artifact, proof = export_onnx(
             checkpoint, out=out, data=data, columns=columns, seed=seed, progress=progress, **options
         )
@@ -191,7 +193,7 @@ def quantize(
         UsageError: an option is unknown or of another format, or something that is needed was not given.
         VerificationError: the quantized model is too far off.
     """
-    from edgesmith.api.gguf import NUM_CALIBRATED, quantize_gguf
+    from edgesmith.api.gguf import quantize_gguf
     from edgesmith.api.graphs import quantize_onnx
     from edgesmith.artifact import open_artifact
 
@@ -206,7 +208,15 @@ def quantize(
             "tensor_types": tensor_types,
         },
     }
-    kind = open_artifact(artifact, kinds=("onnx", "gguf")).kind
+    kind = open_artifact(artifact).kind
+    if kind not in ("onnx", "gguf"):
+        mends = {
+            "genai": "Export the checkpoint again: edgesmith export CHECKPOINT --format genai --precision int4 -o OUT",
+            "checkpoint": f"Export it first: edgesmith export {artifact} --format onnx (or gguf) -o OUT",
+        }
+        raise UnsupportedError(
+            f"{artifact}: is of kind {kind!r}; onnx and gguf are quantized", mend=mends.get(kind, "")
+        )
     options = _options_of("an artifact of kind", kind, given)
     if kind == "onnx":
         made, proof = quantize_onnx(
@@ -227,13 +237,27 @@ def quantize(
         out=out,
         options=_gguf_options(options),
         calibration=calibration,
-        num_windows=num_samples or NUM_CALIBRATED,
+        num_windows=num_samples,
         checkpoint=against,
         data=data,
         columns=columns,
         threads=threads,
         progress=progress,
     )
+
+
+def _refuse_language_model(checkpoint: Path) -> None:
+    """Say at once that a graph is not what a language model becomes."""
+    from edgesmith.tasks import TEXT_GENERATION, get_task, guess_task
+    from edgesmith.tasks.folder import read_json_object
+
+    if (checkpoint / "config.json").is_file():
+        try:
+            task = guess_task(read_json_object(checkpoint / "config.json"))
+        except UnsupportedError:
+            return  # the export says it
+        if task == TEXT_GENERATION:
+            get_task(task)  # which has no graph
 
 
 def _options_of(what: str, chosen: str, given: dict[str, dict[str, Any]]) -> dict[str, Any]:

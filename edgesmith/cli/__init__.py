@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from edgesmith.cli import judge, language, load, look, measure, recipes, steps
-from edgesmith.errors import EdgesmithError, UsageError
+from edgesmith.errors import EdgesmithError, StorageError, UsageError
 
 __all__ = ["app", "main"]
 
@@ -77,8 +77,8 @@ def _options(
     del version
 
 
-# Panel of `--help` → command → an example of it.
-_PANELS: Mapping[str, Mapping[Callable[..., None], str]] = {
+# Panel of `--help` → command → an example of it, or several.
+_PANELS: Mapping[str, Mapping[Callable[..., None], str | tuple[str, ...]]] = {
     "Recipes": {
         recipes.init: "edgesmith init out/merged --data test.jsonl -o recipe.yaml",
         recipes.plan: "edgesmith plan recipe.yaml",
@@ -87,14 +87,26 @@ _PANELS: Mapping[str, Mapping[Callable[..., None], str]] = {
     },
     "One step": {
         steps.merge: "edgesmith merge --base MiniLM --adapter lora-news -o merged --data test.jsonl",
-        steps.export: "edgesmith export merged --format onnx -o fp32 --data test.jsonl",
-        steps.quantize: "edgesmith quantize fp32 --method dynamic-int8 --against merged --data test.jsonl -o int8",
+        steps.export: (
+            "edgesmith export merged --format onnx -o fp32 --data test.jsonl",
+            "edgesmith export merged --format gguf -o plain --data held_out.txt",
+        ),
+        steps.quantize: (
+            "edgesmith quantize fp32 --method dynamic-int8 --against merged --data test.jsonl -o int8",
+            "edgesmith quantize plain --type Q4_K_M --imatrix imatrix.gguf --data held_out.txt -o q4",
+        ),
         language.imatrix: "edgesmith imatrix merged --data train.txt -o imatrix.gguf",
     },
     "Measure": {
         measure.verify: "edgesmith verify int8 --against merged --data test.jsonl",
-        measure.eval_command: "edgesmith eval int8 --data test.jsonl -o evidence/int8-eval",
-        measure.bench: "edgesmith bench int8 --against fp32 --data test.jsonl",
+        measure.eval_command: (
+            "edgesmith eval int8 --data test.jsonl -o evidence/int8-eval",
+            "edgesmith eval q4 --against merged --data held_out.txt",
+        ),
+        measure.bench: (
+            "edgesmith bench int8 --against fp32 --data test.jsonl",
+            "edgesmith bench q4 --length 128 --max-tokens 64 --data held_out.txt",
+        ),
         load.load: "edgesmith load http://127.0.0.1:8000/v2/models/news --rate 100 --limit-ms 50 --data test.jsonl",
     },
     "Judge": {
@@ -111,9 +123,11 @@ _PANELS: Mapping[str, Mapping[Callable[..., None], str]] = {
 }
 
 for _panel, _commands in _PANELS.items():
-    for _command, _example in _commands.items():
+    for _command, _examples in _commands.items():
         _name = _command.__name__.removesuffix("_command")
-        app.command(_name, epilog=f"[dim]Example:[/dim] {_example}", rich_help_panel=_panel)(_command)
+        _listed = (_examples,) if isinstance(_examples, str) else _examples
+        _epilog = "\n\n".join(f"[dim]Example:[/dim] {_example}" for _example in _listed)
+        app.command(_name, epilog=_epilog, rich_help_panel=_panel)(_command)
 
 
 def _end_orderly(*_: object) -> NoReturn:
@@ -127,8 +141,13 @@ class _TerminatedError(KeyboardInterrupt):
 
 def _end_quietly() -> NoReturn:
     """Leave when whoever reads has seen enough, as `| head` does."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _discard_output()
     sys.exit(_EXIT_PIPE)
+
+
+def _discard_output() -> None:
+    """What is still to be written goes nowhere, so that the interpreter does not stumble over it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_discarded() -> bool:
@@ -158,6 +177,8 @@ def main() -> None:
         if _is_discarded() and not was_discarded:  # rich ends so, after it has closed the broken pipe
             sys.exit(_EXIT_PIPE)
         raise
+    except OSError as error:  # of the help's, or of what was still to be written
+        _end(StorageError(f"standard output: cannot be written: {error.strerror or error}"))
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
@@ -173,6 +194,12 @@ def _end(error: EdgesmithError, *, is_said: bool = False, code: int | None = Non
     if not is_said:
         console.fail(str(error))
     code = error.exit_code if code is None else code
-    if "--json" in sys.argv:
-        console.print_json({"error": error.message, "mend": error.mend, "exit_code": code})
+    try:
+        if "--json" in sys.argv:
+            console.print_json({"error": error.message, "mend": error.mend, "exit_code": code})
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _end_quietly()
+    except (OSError, StorageError):  # which has been said, or matters less than what has
+        _discard_output()
     sys.exit(code)

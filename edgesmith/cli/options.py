@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +29,7 @@ __all__ = [
     "Threads",
     "headers",
     "pairs",
+    "within",
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
@@ -36,7 +39,7 @@ StoreRoot = Annotated[
     typer.Option("--store", help="Cache of finished steps. [default: $EDGESMITH_STORE or ~/.cache/edgesmith/store]"),
 ]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of the engine.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of every random choice.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 2, help="Of every random choice.")]
 ArtifactPath = Annotated[
     Path, typer.Argument(metavar="ARTIFACT", help="Artifact folder, or a bare .onnx or .gguf file.")
 ]
@@ -50,7 +53,11 @@ TaskName = Annotated[
 ]
 DataFile = Annotated[
     Path | None,
-    typer.Option("--data", metavar="FILE", help="Real rows: JSONL, CSV or TSV; a text file for language models."),
+    typer.Option(
+        "--data",
+        metavar="FILE",
+        help="Real rows: JSONL, CSV or TSV; for language models a text file, or rows with a column `text`.",
+    ),
 ]
 Columns = Annotated[
     list[str] | None,
@@ -71,6 +78,19 @@ CommentFile = Annotated[
     Path | None,
     typer.Option("--comment", metavar="FILE", help="Also write the verdicts as a comment for a pull request."),
 ]
+
+
+def within(low: float, high: float = math.inf, *, unit: str = "") -> Callable[[float | None], float | None]:
+    """Make an option's check: a finite number from `low`, which 0 itself is not, to `high`."""
+
+    def check(value: float | None) -> float | None:
+        if value is None or (math.isfinite(value) and low <= value <= high and value > 0):
+            return value
+        unit_said = f" {unit}" if unit else ""
+        wanted = f"more than 0{unit_said}" if high == math.inf else f"from {low:g} to {high:g}{unit_said}"
+        raise typer.BadParameter(f"{value:g} is not {wanted}")
+
+    return check
 
 
 def headers(given: list[str] | None) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from edgesmith.cli.figures import show_measured
-from edgesmith.cli.options import ArtifactPath, Columns, DataFile, Json, Out, Seed, TaskName, Threads, pairs
+from edgesmith.cli.options import ArtifactPath, Columns, DataFile, Json, Out, Seed, TaskName, Threads, pairs, within
 from edgesmith.cli.show import show_proof
 
 __all__ = ["export", "merge", "quantize"]
@@ -77,7 +77,7 @@ def export(
     artifact, proof = api.export(
         checkpoint,
         out=out,
-        format=format,
+        format=format.lower(),
         data=data,
         task=task,
         optimize_for=optimize_for,
@@ -106,13 +106,28 @@ def quantize(
         str | None, typer.Option("--type", help="gguf: llama.cpp's name of a mix of types, such as Q4_K_M.")
     ] = None,
     bits_per_weight: Annotated[
-        float | None, typer.Option("--bits-per-weight", help="gguf: choose each tensor's type, within this mean.")
+        float | None,
+        typer.Option(
+            "--bits-per-weight",
+            callback=within(1.5, 16, unit="bits"),
+            help="gguf: choose each tensor's type, within this mean; needs --calibration and --against.",
+        ),
     ] = None,
     max_mb: Annotated[
-        float | None, typer.Option("--max-mb", help="gguf: the same, within a file of so many megabytes.")
+        float | None,
+        typer.Option(
+            "--max-mb",
+            callback=within(0, unit="MB"),
+            help="gguf: the same, within a file of so many megabytes; needs --calibration and --against.",
+        ),
     ] = None,
     max_mean_kld: Annotated[
-        float | None, typer.Option("--max-mean-kld", help="gguf: the smallest file that stays so near, in nats.")
+        float | None,
+        typer.Option(
+            "--max-mean-kld",
+            callback=within(0, unit="nats"),
+            help="gguf: the smallest file that stays so near; needs --calibration and --against.",
+        ),
     ] = None,
     imatrix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="gguf: importance matrix, from `edgesmith imatrix`.")

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import JsonValue
 
 from edgesmith.artifact import Artifact, Kind
+from edgesmith.errors import UnsupportedError
 from edgesmith.progress import Progress
 from edgesmith.recipe import GenaiTarget
 from edgesmith.stages.base import Stage
 from edgesmith.stages.side_files import close_generator
 from edgesmith.tasks import TEXT_GENERATION
+from edgesmith.tasks.folder import read_json_object
 from edgesmith.units import format_bytes
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ class GenaiExportStage(Stage):
         from export.genai.quant_config import GenaiQuantConfig
         from export.genai.to_genai import to_genai
 
+        self._check_tokenizer()
         quantize = self.target.quantize
         made = to_genai(
             self.checkpoint.folder,
@@ -73,6 +76,28 @@ class GenaiExportStage(Stage):
             progress.note(f"  {note}")
         close_generator(folder, folder, self.kind)
         return self.seal(folder, task=TEXT_GENERATION, precision=self.precision)
+
+    def _check_tokenizer(self) -> None:
+        """Refuse before the build what could not be used after it.
+
+        Raises:
+            ArtifactError: a chat template is hostile or damaged.
+            UnsupportedError: the tokenizer has tokens that the embeddings have not.
+        """
+        from export.gguf.special_tokens import read_templates
+        from export.gguf.tokenizer_file import TokenizerFile
+        from serve.runtime.chat_template import check_template
+
+        tokenizer = TokenizerFile(self.checkpoint.folder)
+        for template in read_templates(tokenizer).values():
+            check_template(template)
+        num_rows = read_json_object(self.checkpoint.folder / "config.json").get("vocab_size")
+        num_tokens = tokenizer.tokenizer.get_vocab_size()
+        if isinstance(num_rows, int) and num_tokens > num_rows:
+            raise UnsupportedError(
+                f"{self.checkpoint.path}: its tokenizer has {num_tokens:,} tokens, its embeddings {num_rows:,} rows",
+                mend="Take the tokenizer that the model was trained with.",
+            )
 
     @property
     def precision(self) -> Precision:

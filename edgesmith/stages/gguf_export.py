@@ -62,6 +62,7 @@ class GgufExportStage(Stage):
         if self.converter is not None:
             from export.gguf.foreign import convert_with
 
+            progress.note(f"export: running {self.converter}")
             convert_with(self.converter, self.checkpoint.folder, out, dtype=dtype)
         else:
             from export.gguf.to_gguf import to_gguf

@@ -79,7 +79,7 @@ class GgufQuantizeStage(Stage):
             else self._as_preset(source, out, progress)
         )
         check_metadata(source, out)
-        _tell(result, folder, progress)
+        _tell(result, self.method.name, is_mixed=self.method.is_allocated, folder=folder, progress=progress)
         close_generator(out, folder, self.kind)
         return self.seal(folder, task=self.source.manifest.task or TEXT_GENERATION, precision=self.method.name)
 
@@ -107,7 +107,11 @@ class GgufQuantizeStage(Stage):
             threads=self.threads,
             progress=progress,
         )
-        progress.note(f"quantize: {made.summary()}")
+        if made.measured_kld is not None:
+            progress.note(
+                f"quantize: measured mean KLD {made.measured_kld:.4g} on calibration text, "
+                f"{made.allocation.predicted_kld:.4g} predicted"
+            )
         return made.result
 
     def _measure(self, source: Path, progress: Progress) -> Callable[[Path], float]:
@@ -156,18 +160,24 @@ def check_metadata(source: Path, quantized: Path) -> None:
         raise ArtifactError(f"{quantized}: its tensors are not the source's: {', '.join(missing[:3])} …")
 
 
-def _tell(result: GgufQuantResult, folder: Path, progress: Progress) -> None:
+def _tell(result: GgufQuantResult, name: str, *, is_mixed: bool, folder: Path, progress: Progress) -> None:
     """Say what was done, and write all of it into the artifact's `quantization.json`."""
-    notes = [result.summary()]
+    counts = Counter(one.type for one in result.tensors if one.is_quantized)
+    types = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
+    notes = [f"{name}: {result.size_bytes / 1e6:.1f} MB, {result.bits_per_weight:.2f} bits per weight: {types}"]
     fallbacks = Counter((one.wanted, one.type) for one in result.fallbacks)
     notes += [
         f"{count} tensors are {got}, not {wanted}: their columns are no multiple of its blocks"
         for (wanted, got), count in fallbacks.most_common()
+        if not is_mixed
     ]
+    if result.without_imatrix:
+        shown = ", ".join(result.without_imatrix[:3]) + (" …" if len(result.without_imatrix) > 3 else "")
+        notes.append(f"without importance matrix, which has no entry for them: {shown}")
     for note in notes:
         progress.note(f"quantize: {note}")
     facts = {
-        "type": result.type,
+        "type": "mixed" if is_mixed else result.type,
         "bits_per_weight": result.bits_per_weight,
         "notes": notes,
         "tensors": [asdict(one) for one in result.tensors],

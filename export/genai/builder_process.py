@@ -1,7 +1,8 @@
 """The process that runs onnxruntime-genai's builder, apart from everything else: `python -m` this, with a request.
 
-What is printed goes to the parent, which shows progress by it. The network and other programs are out of reach: the
-builder would stamp the commit of whatever Git folder it lies in, and ask hubs for files that a checkpoint lacks.
+What is printed goes to the parent, which shows progress by it. Python's own ways to the network and to other programs
+are closed: the builder would stamp the commit of whatever Git folder it lies in, and ask hubs for files that a
+checkpoint lacks. That keeps a build to the checkpoint; it is no sandbox, for compiled code is not asked.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from typing import Any
 
 __all__ = ["main"]
 
-_OUT_OF_REACH = ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.posix_spawn")
+# Source: https://docs.python.org/3/library/audit_events.html
+_OUT_OF_REACH = frozenset(
+    {
+        *("socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg"),
+        *("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo"),
+        *("subprocess.Popen", "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn"),
+        *("pty.spawn", "os.startfile"),
+    }
+)
 _PARENT_DEATH_SIGNAL, _SIGKILL = 1, 9
 
 

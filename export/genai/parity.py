@@ -1,4 +1,8 @@
-"""Prove that onnxruntime-genai computes what torch computes, through the engine that will serve the folder."""
+"""Compare what onnxruntime-genai computes with torch, through the engine that will serve the folder.
+
+With floats, staying within `TOLERANCES` proves the folder. With whole numbers, `TRIPWIRES` only tell a rounded model
+from a broken graph: a folder within them may still be a poor model. How good it is, gates on real text must say.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +18,18 @@ from export.reference_generation import TorchGenerationEngine
 from serve.runtime import EngineOptions
 from serve.runtime.genai_engine import GenaiEngine, open_engine
 
-__all__ = ["TOLERANCES", "check_logits", "open_genai"]
+__all__ = ["TOLERANCES", "TRIPWIRES", "check_logits", "open_genai"]
 
-
-# Whole numbers are judged by gates on real text; here they are told from a broken graph, which is off by nats.
 TOLERANCES: Mapping[Precision, LogitTolerance] = {
     "fp32": LogitTolerance(mean_kld=1e-6, same_top=0.998),
     "fp16": LogitTolerance(mean_kld=3e-5, same_top=0.99),
+}
+"""Of floats: what rounding explains."""
+TRIPWIRES: Mapping[Precision, LogitTolerance] = {
     "int8": LogitTolerance(mean_kld=0.1, same_top=0.8),
     "int4": LogitTolerance(mean_kld=1.5, same_top=0.2),
 }
+"""Of whole numbers: a broken graph is off by more. They verify no quality."""
 
 
 def check_logits(
@@ -38,11 +44,13 @@ def check_logits(
 ) -> LogitParity:
     """Read texts with both, compare the logits after every token.
 
+    For the precisions of `TRIPWIRES` this finds broken graphs only, and is no verification of the model.
+
     Args:
         checkpoint: Hugging Face folder.
         folder: What was made from it.
         texts: Real texts, as the model meets them; each is cut to `max_tokens`.
-        precision: Of the folder; decides the tolerance.
+        precision: Of the folder; decides the tolerance or tripwire.
         max_tokens: Longest text.
         tolerance: Instead of the precision's own.
         threads: Of both.
@@ -51,7 +59,7 @@ def check_logits(
         The figures.
 
     Raises:
-        VerificationError: They are further apart than the precision explains.
+        VerificationError: They are further apart than the precision explains, or than its tripwire.
         UsageError: The texts have fewer than two tokens.
         ArtifactError: The folder is refused.
     """
@@ -63,7 +71,7 @@ def check_logits(
             raise UsageError("the texts have fewer than two tokens", mend="Give real text.")
         return compare_logits(
             ((reference.logits(one), engine.logits(one)) for one in ids),
-            tolerance or TOLERANCES[precision],
+            tolerance or {**TOLERANCES, **TRIPWIRES}[precision],
             path=folder,
             engine="onnxruntime-genai",
             mend="Do not ship this folder. Use GGUF for this model, and report its config.json.",

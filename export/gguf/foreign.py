@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,17 +17,18 @@ from pathlib import Path
 
 from compress.checkpoint import open_checkpoint, quantization_of
 from edgesmith.errors import ArtifactError, UnsupportedError, UsageError
-from edgesmith.files import storage_errors, temporary_sibling
+from edgesmith.files import sha256_file, storage_errors, temporary_sibling
 from export.gguf.tensor_plan import FloatType
 from serve.runtime.gguf_file import read_gguf
 
-__all__ = ["ForeignExport", "convert_with", "converter_script"]
+__all__ = ["ForeignExport", "convert_with", "converter_digest", "converter_script"]
 
 _SCRIPTS = ("convert_hf_to_gguf.py", "convert-hf-to-gguf.py")
 _INHERITED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 _STORED: Mapping[FloatType, str] = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 _SHOWN_LINES = 12
 _SHOWN_BYTES = 1 << 14
+_PATIENCE_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,45 @@ def converter_script(converter: Path) -> Path:
     if converter.suffix != ".py" and not os.access(converter, os.X_OK):
         raise UsageError(f"{converter}: cannot be executed", mend=f"Allow it with `chmod +x {converter}`.")
     return converter
+
+
+def converter_digest(converter: Path) -> str:
+    """Hash what a conversion depends on: all Python files of a llama.cpp checkout, or else the program itself.
+
+    Args:
+        converter: As `convert_with` takes it; a script inside a checkout stands for the checkout.
+
+    Returns:
+        `sha256:` and 64 hexadecimal digits.
+
+    Raises:
+        UsageError: there is no such converter.
+        StorageError: a file cannot be read.
+    """
+    program = converter_script(converter).resolve()
+    folder = program.parent
+    is_checkout = converter.is_dir() or program.name in _SCRIPTS or (folder / "gguf-py").is_dir()
+    files = _python_files(folder) if is_checkout else [program]
+    digest = hashlib.sha256(program.name.encode())
+    for path in files:
+        name = path.relative_to(folder).as_posix()
+        digest.update(f"\0{name}\0{sha256_file(path)}".encode(errors="surrogateescape"))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _python_files(folder: Path) -> list[Path]:
+    """Sorted, those of hidden folders and of bytecode left out; links to folders are not followed."""
+    found: list[Path] = []
+    with storage_errors(folder):
+        for root, folders, names in os.walk(folder, onerror=_raise):
+            folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
+            paths = (Path(root, name) for name in names if name.endswith(".py"))
+            found.extend(path for path in paths if path.is_file())
+    return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def convert_with(
@@ -115,39 +157,42 @@ def convert_with(
 def _run(program: Path, arguments: list[str], room: Path, time_limit_s: float) -> None:
     """Run it to its end, with `room` as its home and for its temporary files."""
     command = [sys.executable, str(program)] if program.suffix == ".py" else [str(program)]
-    log = room / "output.txt"
-    with log.open("wb") as output:
-        try:
-            process = subprocess.Popen(
-                [*command, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=room,
-                env=_environment(room),
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise UsageError(
-                f"{program}: cannot be started: {error.strerror}", mend="Try it by hand with --help."
-            ) from error
-        try:
-            code = process.wait(time_limit_s)
-        except subprocess.TimeoutExpired as error:
-            raise UsageError(
-                f"{program}: did not end within {time_limit_s:g} s{_tail(log)}", mend="Allow it more time."
-            ) from error
-        finally:
-            _end(process)
+    try:
+        process = subprocess.Popen(
+            [*command, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=room,
+            env=_environment(room),
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise UsageError(
+            f"{program}: cannot be started: {error.strerror}", mend="Try it by hand with --help."
+        ) from error
+    log = _Log(process)
+    code = None
+    try:
+        code = process.wait(time_limit_s)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        _end(process)
+        log.close()
+    if code is None:
+        raise UsageError(
+            f"{program}: did not end within {time_limit_s:g} s{_tail(log.last)}", mend="Allow it more time."
+        )
     if code:
         how = f"ended with code {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
         raise UnsupportedError(
-            f"{program}: {how}{_tail(log)}",
+            f"{program}: {how}{_tail(log.last)}",
             mend="Its last words say why: a newer llama.cpp may know the family, or it may need a package.",
         )
     if not Path(arguments[2]).is_file():
         raise UnsupportedError(
-            f"{program}: ended without an error, but wrote no file{_tail(log)}",
+            f"{program}: ended without an error, but wrote no file{_tail(log.last)}",
             mend="It must write the file that --outfile names, in one part.",
         )
 
@@ -174,11 +219,30 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _tail(log: Path) -> str:
+class _Log:
+    """Takes in all that a process prints, and keeps only the end of it, in memory."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        self.last = b""
+        self._output = process.stdout
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while piece := os.read(self._output.fileno(), _SHOWN_BYTES):
+            self.last = (self.last + piece)[-_SHOWN_BYTES:]
+
+    def close(self) -> None:
+        """Stop; a program that left the session and still holds the pipe is not waited for."""
+        self._thread.join(_PATIENCE_S)
+        if not self._thread.is_alive():
+            self._output.close()
+
+
+def _tail(said: bytes) -> str:
     """The last lines that it printed, without characters that would control a terminal."""
-    with log.open("rb") as file:
-        file.seek(max(0, file.seek(0, 2) - _SHOWN_BYTES))
-        text = file.read().decode("utf-8", errors="replace")
+    text = said.decode("utf-8", errors="replace")
     lines = [
         "".join(char if char.isprintable() else " " for char in line) for line in text.splitlines() if line.strip()
     ]
@@ -196,13 +260,9 @@ def _check(program: Path, path: Path, dtype: FloatType, out_file: Path) -> Forei
         ) from error
     if not found.tensors:
         raise ArtifactError(f"{program}: wrote a file without weights", mend="Do not ask it for the vocabulary alone.")
-    sizes: dict[str, int] = {}
-    for tensor in found.tensors.values():
-        sizes[tensor.block_type.name] = sizes.get(tensor.block_type.name, 0) + math.prod(tensor.shape)
-    most = max(sizes, key=lambda name: sizes[name])
-    if most != _STORED[dtype]:
+    if found.main_type != _STORED[dtype]:
         raise ArtifactError(
-            f"{program}: wrote most of the weights as {most}, {_STORED[dtype]} was asked for",
+            f"{program}: wrote most of the weights as {found.main_type}, {_STORED[dtype]} was asked for",
             mend="The converter must obey --outtype.",
         )
     return ForeignExport(
@@ -210,6 +270,6 @@ def _check(program: Path, path: Path, dtype: FloatType, out_file: Path) -> Forei
         converter=program,
         architecture=found.architecture,
         num_tensors=len(found.tensors),
-        num_parameters=sum(sizes.values()),
+        num_parameters=sum(math.prod(tensor.shape) for tensor in found.tensors.values()),
         size_bytes=path.stat().st_size,
     )

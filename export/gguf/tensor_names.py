@@ -12,10 +12,22 @@ from export.gguf.families import family_of
 from export.gguf.model_config import load_config
 from export.gguf.tensor_plan import plan_tensors
 
-__all__ = ["row_orders", "tensor_names"]
+__all__ = ["has_experts", "row_orders", "tensor_names"]
 
 _HEADS = ("lm_head.weight", "embed_out.weight")
 _EMBEDDINGS = "token_embd.weight"
+
+
+def has_experts(checkpoint: Path) -> bool:
+    """Tell a mixture of experts, whose inputs only the runtime shows expert by expert; reads headers alone.
+
+    Args:
+        checkpoint: Hugging Face folder.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+    """
+    return any(".experts." in name for name in open_checkpoint(checkpoint).entries)
 
 
 def tensor_names(checkpoint: Path) -> dict[str, str]:

@@ -121,8 +121,19 @@ def _stack_experts(
     for tensor in planned:
         stacked.setdefault(tensor.name, []).append(tensor)
     return [
-        _stack(checkpoint, config, parts) if _EXPERT.search(parts[0].source) else parts[0] for parts in stacked.values()
+        _stack(checkpoint, config, parts) if _EXPERT.search(parts[0].source) else _only(checkpoint, parts)
+        for parts in stacked.values()
     ]
+
+
+def _only(checkpoint: Checkpoint, parts: Sequence[PlannedTensor]) -> PlannedTensor:
+    if len(parts) > 1:
+        first, second = parts[0].source, parts[1].source
+        raise CheckpointError(
+            f"{checkpoint.path_of(second)}: both {first!r} and {second!r} are {parts[0].name} in a GGUF file",
+            mend="Save the model with save_pretrained, which gives every weight one name.",
+        )
+    return parts[0]
 
 
 def _stack(checkpoint: Checkpoint, config: ModelConfig, parts: Sequence[PlannedTensor]) -> PlannedTensor:

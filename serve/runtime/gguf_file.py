@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 from edgesmith.errors import ArtifactError, UnsupportedError
 from edgesmith.files import storage_errors
 
-__all__ = ["GgufArray", "GgufFile", "GgufTensor", "read_gguf"]
+__all__ = ["GgufArray", "GgufFile", "GgufTensor", "most_bytes", "read_gguf"]
 
 MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 16
@@ -104,9 +104,22 @@ class GgufFile:
         """As llama.cpp calls it."""
         return str(self.metadata["general.architecture"])
 
+    @property
+    def main_type(self) -> str:
+        """The type that most of the bytes of its tensors are stored in; empty without tensors."""
+        return most_bytes((one.block_type.name, one.size_bytes) for one in self.tensors.values())
+
     def setting(self, key: str) -> Value | None:
         """Look up a setting below the architecture's name, such as `context_length`."""
         return self.metadata.get(f"{self.architecture}.{key}")
+
+
+def most_bytes(sizes: Iterable[tuple[str, int]]) -> str:
+    """Name the type that takes most bytes, of the types and sizes of tensors; empty if there are none."""
+    totals: dict[str, int] = {}
+    for name, size_bytes in sizes:
+        totals[name] = totals.get(name, 0) + size_bytes
+    return max(totals, key=lambda name: totals[name], default="")
 
 
 def read_gguf(path: Path) -> GgufFile:

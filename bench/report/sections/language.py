@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from bench.gates.verdict import Rounding, Verdict, show
 from bench.report.blocks import Block, Cell, Figure, Noted, Section, Table, Text, keep_filled
 from bench.report.data import TargetReport
@@ -40,7 +38,6 @@ def show_language(target: TargetReport) -> Section | None:
         limit = _limit(target.verdicts, "perplexity", unit="ratio")
         svg = plot_windows(language.window_ratios(), estimate=ratio.value, interval=interval, limit=limit)
         blocks.append(Figure(caption="Perplexity ratio of each window; the band is the interval of all.", svg=svg))
-    blocks += _excerpts(language)
     return Section(title="Predictions of a text", level=3, blocks=tuple(blocks))
 
 
@@ -116,26 +113,6 @@ def _nats(one: Estimate) -> tuple[Cell, Cell]:
 def _limit(verdicts: Sequence[Verdict], gate: str, unit: str = "nats") -> float | None:
     found = (one.threshold for one in verdicts if one.gate.startswith(gate) and one.unit == unit)
     return next(found, None)
-
-
-def _excerpts(language: LanguageEvaluation) -> list[Block]:
-    """Where the text was predicted best and worst, compared with the reference."""
-    if not language.excerpts:
-        return []
-    loss = language.nll.mean(axis=1, dtype=np.float64)
-    ratios = language.window_ratios() if language.has_reference else np.exp(loss)
-    named = sorted(language.excerpts, key=lambda window: -float(ratios[window]))
-    rows = tuple(
-        (
-            f"{window + 1}",
-            _shorten(language.excerpts[window]),
-            f"{show(float(ratios[window]), digits=3)}{'×' if language.has_reference else ''}",
-        )
-        for window in named
-        if window < language.num_windows
-    )
-    head = ("window", "its scored text begins", "perplexity ratio" if language.has_reference else "perplexity")
-    return [Table(head=head, rows=rows, num_text=2, caption="The windows that changed most, the worst first.")]
 
 
 def _shorten(text: str) -> str:
