@@ -9,19 +9,32 @@ import csv
 import hashlib
 import heapq
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from edgesmith.errors import DataError, UsageError
 from edgesmith.files import sha256_file, storage_errors
 
-__all__ = ["FORMATS", "TEXT_FORMATS", "Row", "data_digest", "read_rows", "sample_rows"]
+__all__ = [
+    "FORMATS",
+    "TEXT_FORMATS",
+    "Row",
+    "check_columns",
+    "check_no_nul",
+    "data_digest",
+    "encoding_mend",
+    "read_rows",
+    "sample_rows",
+]
 
 TEXT_FORMATS = (".txt", ".md", ".text", ".raw")
 """Extensions of plain texts."""
 MAX_FIELD_CHARS = 16 * 1024 * 1024
+_NUM_LOOKED_AT = 20
+"""Rows that tell which columns there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +108,27 @@ def sample_rows(path: Path, num: int, seed: int) -> list[Row]:
     return [row for _, row in sorted(drawn, key=lambda item: item[0])]
 
 
+def check_columns(path: Path, columns: Mapping[str, str]) -> None:
+    """Check that a file has the columns that are named, to judge from its first rows.
+
+    Args:
+        path: As for `read_rows`.
+        columns: A task's column → the file's.
+
+    Raises:
+        DataError: There is no such column; the message names those that there are.
+    """
+    if not columns:
+        return
+    known = dict.fromkeys(name for row in islice(read_rows(path), _NUM_LOOKED_AT) for name in row.values)
+    for wanted, name in columns.items():
+        if name not in known:
+            raise DataError(
+                f"{path}: there is no column {name!r}; it has {', '.join(map(repr, known))}",
+                mend=f"Name the one that holds the {wanted}: --column {wanted}=COLUMN.",
+            )
+
+
 def data_digest(path: Path) -> str:
     """The SHA-256 of a data file, hexadecimal: what a cache key holds of it.
 
@@ -119,12 +153,32 @@ def _decoded_lines(path: Path) -> Iterator[str]:
             except UnicodeDecodeError as error:
                 raise DataError(
                     f"{path}:{number}: byte 0x{raw[error.start]:02x} at column {error.start + 1} is not UTF-8",
-                    mend=_encoding_mend(raw, path),
+                    mend=encoding_mend(raw, path),
                 ) from error
+            check_no_nul(text, f"{path}:{number}", path)
             yield text
 
 
-def _encoding_mend(raw: bytes, path: Path) -> str:
+def check_no_nul(text: str, place: str, path: Path) -> None:
+    """Refuse what decodes as UTF-8 but is something else: no text holds a NUL.
+
+    Raises:
+        DataError: it holds one.
+    """
+    if "\0" in text:
+        raise DataError(
+            f"{place}: is no text: it holds NUL bytes",
+            mend=f"If it is UTF-16, convert it: iconv -f UTF-16LE -t UTF-8 {path.name}",
+        )
+
+
+def encoding_mend(raw: bytes, path: Path) -> str:
+    """Say how a file that is not UTF-8 becomes it.
+
+    Args:
+        raw: Its start, or the line that cannot be decoded.
+        path: The file.
+    """
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         return f"The file is UTF-16; convert it: iconv -f UTF-16 -t UTF-8 {path.name}"
     return f"Save the file as UTF-8, for example: iconv -f LATIN1 -t UTF-8 {path.name}"

@@ -202,6 +202,7 @@ def measured_pair(artifact: Subject, baseline: Subject | None, found: Sequence[A
         baseline_footprint=theirs.footprint,
         duets=measured_duets(found, artifact=artifact.digest, baseline=baseline.digest) if baseline else (),
         language=_one(ours.languages, "measurements of a language model on texts", where),
+        baseline_language=_one(theirs.languages, "measurements of the baseline on texts", where),
         answers=_one(ours.answers, "sets of answers", where),
         baseline_answers=_one(theirs.answers, "sets of answers of the baseline", where),
         generations=ours.generations,

@@ -225,14 +225,21 @@ class RegressionGate(_Limit):
     """The largest loss of a metric on the same examples, in the metric's own unit."""
     metric: str | None = None
     """What the loss is of: a metric of the task; its main one when left out."""
+    max_perplexity_ratio: Annotated[float, Field(ge=0.5, allow_inf_nan=False)] | None = None
+    """For a language model, the most that its perplexity may be times the earlier release's on the same tokens."""
     confidence: Confidence = 0.95
-    """Of the one-sided bounds on slowdown and loss."""
+    """Of the one-sided bounds on slowdown, loss and perplexity."""
 
     @model_validator(mode="after")
     def _has_a_limit(self) -> Self:
-        if self.max_slowdown is None and self.max_growth is None and self.max_drop is None:
-            raise ValueError("a regression gate needs max_slowdown, max_growth or max_drop")
+        if self.max_slowdown is None and not self.limits_model:
+            raise ValueError("a regression gate needs max_slowdown, max_growth, max_drop or max_perplexity_ratio")
         return self
+
+    @property
+    def limits_model(self) -> bool:
+        """Whether anything but the speed is limited: what is the same on every machine."""
+        return any(one is not None for one in (self.max_growth, self.max_drop, self.max_perplexity_ratio))
 
 
 def _one_or_more(gate: type[_Limit], value: Any) -> Any:
@@ -305,8 +312,11 @@ def _has_a_gate(limits: MachineGates) -> MachineGates:
     if not limits.kinds():
         raise ValueError(f"has no gate; set one of {', '.join(MachineGates.model_fields)}")
     regression = limits.regression
-    if regression is not None and (regression.max_growth is not None or regression.max_drop is not None):
-        raise ValueError("regression: max_growth and max_drop are the same on every machine; set them outside devices")
+    if regression is not None and regression.limits_model:
+        raise ValueError(
+            "regression: max_growth, max_drop and max_perplexity_ratio are the same on every machine; "
+            "set them outside devices"
+        )
     return limits
 
 
@@ -376,17 +386,6 @@ class Gates(MachineGates):
         return self != self.absolute
 
     @property
-    def needs_evaluation(self) -> bool:
-        """Whether a classifier's answers to the evaluation rows are needed; for a language model `needs_answers`."""
-        return bool(self.accuracy or self.needs_baseline_evaluation)
-
-    @property
-    def needs_baseline_evaluation(self) -> bool:
-        """Whether the baseline's answers to the same rows are needed."""
-        loses = self.regression is not None and self.regression.max_drop is not None
-        return loses or any(one.max_drop is not None for one in self.accuracy) or self.needs_classes
-
-    @property
     def needs_classes(self) -> bool:
         """Whether a gate compares predicted classes, which not every task has."""
         return self.flips is not None or self.divergence is not None
@@ -394,18 +393,8 @@ class Gates(MachineGates):
     @property
     def needs_answers(self) -> bool:
         """Whether a language model's answers to the evaluation prompts are needed."""
-        return bool(self.accuracy or self.needs_baseline_answers)
-
-    @property
-    def needs_baseline_answers(self) -> bool:
-        """Whether the baseline's answers to the same prompts are needed."""
         loses = self.regression is not None and self.regression.max_drop is not None
-        return loses or any(one.max_drop is not None for one in self.accuracy)
-
-    @property
-    def needs_language(self) -> bool:
-        """Whether a language model must be measured on the evaluation text."""
-        return self.perplexity is not None or self.needs_classes
+        return bool(self.accuracy) or loses
 
     @property
     def needs_language_reference(self) -> bool:
@@ -413,29 +402,9 @@ class Gates(MachineGates):
         return self.needs_classes or (self.perplexity is not None and self.perplexity.max_ratio is not None)
 
     @property
-    def needs_generation(self) -> bool:
-        """Whether the writing of answers must be timed, on this machine or a device."""
-        return any(limits.generation for limits in self._of_machines())
-
-    @property
-    def needs_footprint(self) -> bool:
-        """Whether the size of the compressed files is needed."""
-        return self.download is not None
-
-    @property
-    def needs_start(self) -> bool:
-        """Whether starts in fresh processes are needed, on this machine or a device."""
-        return any(limits.memory or limits.start for limits in self._of_machines())
-
-    @property
     def needs_throughput(self) -> bool:
         """Whether batches must be timed, on this machine or a device."""
         return any(limits.throughput for limits in self._of_machines())
-
-    @property
-    def needs_duet(self) -> bool:
-        """Whether artifact and baseline must be timed in turns, on this machine or a device."""
-        return any(limits.kinds() & {"speed", "regression"} for limits in self._of_machines())
 
     @property
     def latencies(self) -> tuple[LatencyGate, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from edgesmith.artifact import MANIFEST, Artifact, read_artifact
 from edgesmith.errors import EdgesmithError, UsageError
-from edgesmith.evidence import Role, write_role
+from edgesmith.evidence import Role, find_evidence, judge_measured, write_role
 from edgesmith.files import copy_tree, hold_lock, storage_errors
 from edgesmith.gates import RegressionGate
 from edgesmith.pipeline import Made, TargetResult, walk
@@ -32,8 +32,8 @@ __all__ = ["Release", "make_release"]
 
 USUAL_REGRESSION = RegressionGate(max_slowdown=0.05, max_drop=0.01, max_growth=0.05)
 """What is judged with --against where the recipe does not say."""
-USUAL_LANGUAGE_REGRESSION = RegressionGate(max_growth=0.05)
-"""The same of language models, whose predictions are judged against the checkpoint."""
+USUAL_LANGUAGE_REGRESSION = RegressionGate(max_growth=0.05, max_perplexity_ratio=1.01)
+"""The same of language models, on the text that they are measured on."""
 _TAKEN = (EVIDENCE, RELEASE, "report.html", "report.md", "report.json")
 
 
@@ -99,20 +99,13 @@ def make_release(
     if against is not None and recipe.gates.regression is None:
         usual = USUAL_LANGUAGE_REGRESSION if recipe.generates else USUAL_REGRESSION
         recipe = recipe.model_copy(update={"gates": recipe.gates.model_copy(update={"regression": usual})})
-        limits = usual.model_dump(include={"max_slowdown", "max_drop", "max_growth"}, exclude_none=True)
+        limits = usual.model_dump(exclude_unset=True)
         progress.note(f"gates.regression is not set, so {against} is judged by the usual one: {limits}")
     destination = out or Path("out") / recipe.name
     _check_destination(destination, recipe)
     runner = Runner(store=Store(store_root or default_store_root()), progress=progress, remeasure=remeasure)
     made = walk(recipe, path.parent, runner, against=against)
-    with hold_lock(destination):  # another run may be delivering into the same folder
-        index = _index(recipe, made, _command(path, settings, against))
-        _remove_outdated(destination, index)
-        for target in made.targets:
-            _deliver_target(recipe, made, target, destination)
-        index.save(destination)
-        targets = read_targets(destination)
-        write_report(destination, build_report(destination, targets))
+    targets = _deliver_release(recipe, made, _command(path, settings, against), destination)
     outputs.write(
         [replace(one, gate=f"{target.name}.{one.gate}") for target in targets for one in target.verdicts],
         title=recipe.name,
@@ -147,15 +140,69 @@ def _check_destination(out: Path, recipe: Recipe) -> None:
         TemporaryFile(dir=out).close()
 
 
-def _remove_outdated(out: Path, index: ReleaseIndex) -> None:
-    """Remove evidence that an earlier run left here and this one does not make: it would be judged and reported."""
+def _deliver_release(recipe: Recipe, made: Made, command: str, out: Path) -> tuple[ReleasedTarget, ...]:
+    """Put artifacts, evidence, verdicts and reports into place; what cannot be judged leaves all as it was."""
+    with hold_lock(out):  # another run may be delivering into the same folder
+        index = _index(recipe, made, command)
+        for target in made.targets:
+            _judge_ahead(recipe, made, target, out)
+        _remove_outdated(out, index)
+        for target in made.targets:
+            _deliver_target(recipe, made, target, out)
+        index.save(out)
+        targets = read_targets(out)
+        write_report(out, build_report(out, targets))
+    return targets
+
+
+def _judge_ahead(recipe: Recipe, made: Made, target: TargetResult, out: Path) -> None:
+    """Judge a target on what will lie in the release: what was measured, and the evidence that a user put there.
+
+    Raises:
+        UsageError: evidence for a gate is missing, or cannot be compared.
+        ArtifactError: evidence is damaged, or of something else.
+    """
+    from bench.gates.judge import Subject
+
+    assert target.artifact is not None
+    where = out / EVIDENCE / target.name
+    parts, others = _parts(made, target), _others(target)
+    replaced = {*parts, *others, *_written_before(out).get(target.name, ())}
+    kept = [folder for folder in sorted(where.glob("*/")) if folder.name not in replaced]
+    found = {one.digest: one for one in (*parts.values(), *find_evidence(kept))}
+    subjects = {role: Subject.of(other, _name(recipe, role)) for role, other in others.items()}
+    judge_measured(
+        recipe.gates_of(target.name),
+        Subject.of(target.artifact, target.name),
+        subjects.get("baseline"),
+        subjects.get("previous"),
+        list(found.values()),
+        where,
+    )
+
+
+def _name(recipe: Recipe, role: Role) -> str:
+    """What a target is compared with, for people."""
+    if role == "previous":
+        return "the previous release"
+    ours = "the checkpoint" if recipe.generates else "the fp32 export"
+    return ours if recipe.baseline == "fp32" else recipe.baseline
+
+
+def _written_before(out: Path) -> dict[str, tuple[str, ...]]:
+    """Target → folders of evidence that an earlier run wrote for it."""
     try:
         older = read_index(out)
     except EdgesmithError:
-        return  # there is none, or none that can be read
-    for name, target in older.targets.items():
+        return {}  # there is none, or none that can be read
+    return {name: target.parts for name, target in older.targets.items()}
+
+
+def _remove_outdated(out: Path, index: ReleaseIndex) -> None:
+    """Remove evidence that an earlier run left here and this one does not make: it would be judged and reported."""
+    for name, parts in _written_before(out).items():
         kept = index.targets[name].parts if name in index.targets else ()
-        for part in set(target.parts) - set(kept):
+        for part in set(parts) - set(kept):
             shutil.rmtree(out / EVIDENCE / name / part, ignore_errors=True)
 
 
@@ -180,10 +227,8 @@ def _deliver_target(recipe: Recipe, made: Made, target: TargetResult, out: Path)
     folder = out / EVIDENCE / target.name
     for part, evidence in _parts(made, target).items():
         _deliver(evidence, folder / part)
-    ours = "the checkpoint" if recipe.generates else "the fp32 export"
-    name = ours if recipe.baseline == "fp32" else recipe.baseline
     for role, other in _others(target).items():
-        subject = Subject.of(other, name if role == "baseline" else "the previous release")
+        subject = Subject.of(other, _name(recipe, role))
         with TemporaryDirectory(prefix="edgesmith-") as temporary:
             note = Path(temporary) / role  # of ordinary access rights, unlike the temporary folder itself
             note.mkdir()

@@ -8,12 +8,16 @@ import re
 from pathlib import Path
 
 from edgesmith.artifact import open_artifact
+from edgesmith.data import read_rows
 from edgesmith.errors import UsageError
 from edgesmith.files import atomic_write
 from edgesmith.tasks import TEXT_GENERATION, guess_task
 from edgesmith.tasks.folder import read_json_object
 
 __all__ = ["write_starter"]
+
+_MAX_UP = 2
+"""Folders to go up, from which on a path is written whole."""
 
 _TEMPLATE = """\
 # {headline}
@@ -50,7 +54,7 @@ model:
 data:
   eval: {data}   # held-out text; perplexity and divergence are judged on it
   calibration: train.txt   # other text of the same kind: importance matrices are measured on it
-  # prompts: prompts.jsonl   # rows with prompt and reference: the artifact's answers are compared
+  {prompts}   # rows with prompt and reference: the artifact's answers are compared
 {steps}
 targets:
   phone: {{format: gguf, quantize: {{type: Q4_K_M}}}}
@@ -106,9 +110,15 @@ def write_starter(
         guesses.append("format: gguf with Q4_K_M and an importance matrix, which is measured on data.calibration")
     else:
         guesses.append("format: onnx with dynamic INT8, which needs no calibration")
-    if data is None or generates:
-        what = "put your training text in place of train.txt" if data else "put your files in place of the names there"
-        guesses.append(f"data: {what}")
+    asks = generates and data is not None and _has_prompts(data)
+    if asks:
+        guesses.append(f"data.prompts: {data}, whose rows have a prompt; data.eval is a text of its own")
+    held_out = data if not asks else None
+    named = [] if held_out else ["held_out.txt" if generates else "test.jsonl"]
+    named += ["train.txt"] if generates else []
+    missing = [one for one in named if not (out.absolute().parent / one).exists()]
+    if missing:
+        guesses.append(f"missing: {' and '.join(missing)}; put your files there, or their names into {out.name}")
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", checkpoint.absolute().name).strip("-.") or "model"
     text = (_LANGUAGE_TEMPLATE if generates else _TEMPLATE).format(
         headline=f"Starter recipe for {checkpoint.name}; run it with: edgesmith run {out.name}",
@@ -118,14 +128,22 @@ def write_starter(
         adapter=f"  adapter: {_relative(adapter, out)}"
         if adapter
         else "  # adapter: path/to/lora   # with steps: [merge]",
-        data=_relative(data, out) if data else "held_out.txt" if generates else "test.jsonl",
+        data=_relative(held_out, out) if held_out else named[0],
+        prompts=f"prompts: {_relative(data, out)}" if asks and data else "# prompts: prompts.jsonl",
         steps="steps: [merge]" if adapter else "# steps: [merge]",
     )
     atomic_write(out, text)
     return guesses, out
 
 
+def _has_prompts(data: Path) -> bool:
+    """Whether the rows of a file ask something, to judge from the first one."""
+    return "prompt" in next(iter(read_rows(data))).values
+
+
 def _relative(path: Path, recipe: Path) -> str:
-    """Write a path as seen from the recipe's folder, quoted where YAML needs it."""
+    """Write a path as seen from the recipe's folder, or whole where that is far away; quoted where YAML needs it."""
     text = os.path.relpath(path.absolute(), recipe.absolute().parent)  # links stay
+    if Path(text).parts.count("..") > _MAX_UP:
+        text = os.path.normpath(path.absolute())
     return text if re.fullmatch(r"[A-Za-z0-9_./-]+", text) else json.dumps(text)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from edgesmith.errors import CheckpointError, UnsupportedError, UsageError
 from export.load import load_model
@@ -20,6 +19,7 @@ from export.reference import torch_threads
 from serve.runtime.generation import GREEDY, Sampling, TextChunk, check_request, check_tokens
 from serve.runtime.sampling import choose_token
 from serve.runtime.stop_strings import StopFilter
+from serve.runtime.text_stream import load_tokenizer, stream_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -112,29 +112,23 @@ class TorchGenerationEngine:
             )
         ids = self.tokenize(prompt)
         check_request(num_prompt=len(ids), max_tokens=max_tokens, context_length=self._context, stop=stop)
-        return self._decode(model, ids, max_tokens, sampling, StopFilter(stop))
+        tokens = self._choose(model, ids, sampling)
+        return stream_text(self._tokenizer, tokens, max_tokens=max_tokens, held=StopFilter(stop))
 
     def _opened(self) -> PreTrainedModel:
         if self._model is None:
             raise UsageError("the engine is closed", mend="Open the checkpoint again.")
         return self._model
 
-    def _decode(
-        self, model: PreTrainedModel, ids: list[int], max_tokens: int, sampling: Sampling, held: StopFilter
-    ) -> Iterator[TextChunk]:
-        stream = DecodeStream(skip_special_tokens=True)
+    def _choose(self, model: PreTrainedModel, ids: list[int], sampling: Sampling) -> Iterator[tuple[int, bool]]:
+        """One token after the other, with whether it is the last."""
         random = np.random.default_rng(sampling.seed)
         step, cache, seen = torch.tensor([ids]), None, list(ids)
-        for left in range(max_tokens - 1, -1, -1):
+        while True:
             logits, cache = self._step(model, step, cache)
             token = choose_token(logits, sampling, seen, random)
             seen.append(token)
-            text = held.push(stream.step(self._tokenizer, token) or "")  # None until a character is complete
-            ended = token in self._ends or held.found is not None
-            if ended or not left:
-                yield TextChunk(text=text + held.flush(), finish_reason="stop" if ended else "length")
-                return
-            yield TextChunk(text=text)
+            yield token, token in self._ends
             step = torch.tensor([[token]])
 
     def _step(self, model: PreTrainedModel, ids: torch.Tensor, cache: Any) -> tuple[NDArray[np.float32], Any]:
@@ -160,15 +154,7 @@ def _load_tokenizer(checkpoint: Path) -> Tokenizer:
             f"{checkpoint}: has no tokenizer.json",
             mend="Save it with `AutoTokenizer.from_pretrained(folder).save_pretrained(folder)`.",
         )
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise CheckpointError(
-            f"{path}: is damaged: {error}", mend="Get the checkpoint again from its source."
-        ) from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+    return load_tokenizer(path, failure=CheckpointError)
 
 
 def _end_tokens(model: PreTrainedModel) -> frozenset[int]:

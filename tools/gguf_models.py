@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from compress.gguf.imatrix_data import Imatrix
 from compress.gguf.quantize import GgufQuantConfig, GgufQuantizer
 from compress.gguf.sensitivity import Sensitivity, measure_sensitivity
 from edgesmith.artifact import Artifact, open_artifact, read_artifact, write_artifact
+from edgesmith.files import sha256_file
 from export.genai.to_genai import to_genai
 from export.gguf.families import family_of
 from export.gguf.model_config import load_config
@@ -70,6 +72,14 @@ def default_checkpoint() -> Path:
 
     folder: Path = smollm2_folder()
     return folder
+
+
+def checkpoint_key(checkpoint: Path) -> str:
+    """What is built of a checkpoint lies below this: a hash of its files."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in checkpoint.iterdir() if path.is_file()):
+        digest.update(f"{path.name}\0{sha256_file(path)}\0".encode())
+    return digest.hexdigest()[:12]
 
 
 def take_off_grid(checkpoint: Path, out_folder: Path, *, seed: int = 0) -> Path:

@@ -48,6 +48,13 @@ def check_task_gates(gates: Gates, task: str) -> None:
         UsageError: There is such a gate or metric, or no such task; the mend names what can be set instead.
     """
     _check_metrics(gates, task)
+    regression = gates.regression
+    if task != _TEXT_GENERATION and regression is not None and regression.max_perplexity_ratio is not None:
+        raise UsageError(
+            f"the regression gate's max_perplexity_ratio limits how well a text is predicted, and {task} has no "
+            "such thing",
+            mend="Set max_drop.",
+        )
     kinds = _KINDS.get(task, _TIMED)
     limits: dict[str, MachineGates] = {"": gates} | {f"devices.{name}.": one for name, one in gates.devices.items()}
     for place, one in limits.items():

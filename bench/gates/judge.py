@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from bench.gates.accuracy import judge_accuracy
 from bench.gates.fitting import check_task_gates
-from bench.gates.language import judge_next_token_divergence, judge_next_token_flips, judge_perplexity
+from bench.gates.language import (
+    judge_next_token_divergence,
+    judge_next_token_flips,
+    judge_perplexity,
+    judge_perplexity_growth,
+)
 from bench.gates.machines import judge_machines
 from bench.gates.sizes import judge_download, judge_size
 from bench.gates.tripwires import judge_divergence, judge_flips
@@ -70,6 +75,8 @@ class Evidence:
     baseline_evaluation: Evaluation | None = None
     language: LanguageEvaluation | None = None
     """What a language model predicts of a text, held against its reference."""
+    baseline_language: LanguageEvaluation | None = None
+    """The same of an earlier release."""
     answers: Answers | None = None
     """What a language model answers to prompts: takes the place of `evaluation`."""
     baseline_answers: Answers | None = None
@@ -118,17 +125,20 @@ def judge(gates: Gates, evidence: Evidence) -> list[Verdict]:
 
     Returns:
         One verdict a limit and machine, in the order accuracy, flips, divergence, perplexity, size, download, memory,
-        start, latency, throughput, cpu, generation, speed, slowdown, devices, growth and loss over an earlier
-        release.
+        start, latency, throughput, cpu, generation, speed, slowdown, devices, growth, loss and perplexity over an
+        earlier release.
 
     Raises:
         UsageError: No gate is set, a gate's evidence or the baseline is missing, the task has no such metric, or
             artifact and baseline were evaluated on different data.
-        ArtifactError: The evidence is of another artifact, or holds what is no figure.
+        ArtifactError: The evidence is of another artifact, was held against something else than the baseline, or
+            holds what is no figure.
     """
     if not gates.are_set:
         raise UsageError("no gate is set: there is nothing to judge", mend="Set accuracy, size, latency or speed.")
     _check_digests(evidence)
+    if evidence.language is not None and gates.needs_language_reference:
+        _check_reference(evidence.language, evidence)
     verdicts = [*_judge_answers(gates, evidence), *_judge_files(gates, evidence), *judge_machines(gates, evidence)]
     if gates.regression is not None:
         verdicts += _judge_losses(gates.regression, evidence)
@@ -181,6 +191,11 @@ def _judge_losses(gate: RegressionGate, evidence: Evidence) -> list[Verdict]:
         limit = AccuracyGate(metric=gate.metric, max_drop=gate.max_drop, confidence=gate.confidence)
         [drop] = judge_accuracy((limit,), ours, theirs)
         verdicts.append(replace(drop, gate="regression.max_drop"))
+    if gate.max_perplexity_ratio is not None:
+        language = _needed(evidence.language, "regression", "the artifact's predictions on a text", "eval")
+        if evidence.baseline_language is None:
+            _check_reference(language, evidence)
+        verdicts.append(judge_perplexity_growth(gate, language, evidence.baseline_language))
     return verdicts
 
 
@@ -223,6 +238,27 @@ def _check_digests(evidence: Evidence) -> None:
             )
 
 
+def _check_reference(language: LanguageEvaluation, evidence: Evidence) -> None:
+    """What predictions were held against must be the baseline, and never the artifact itself."""
+    if not language.has_reference:
+        return  # the gate itself asks for one
+    found, expected = language.reference_artifact, evidence.baseline.digest if evidence.baseline else None
+    if not found:
+        raise ArtifactError(
+            "the measurement on text does not say which artifact its reference is", mend=_MEND_REFERENCE
+        )
+    what = "the artifact itself" if found == evidence.artifact.digest else f"{found[:19]}…"
+    if expected is not None and found != expected:
+        raise ArtifactError(
+            f"the predictions were held against {what}, but the baseline is {expected[:19]}…", mend=_MEND_REFERENCE
+        )
+    if found == evidence.artifact.digest:
+        raise ArtifactError(f"the predictions were held against {what}: that shows nothing", mend=_MEND_REFERENCE)
+
+
+_MEND_REFERENCE = "Measure again: `edgesmith eval ARTIFACT --against CHECKPOINT`."
+
+
 def _digests(evidence: Evidence) -> Iterator[tuple[str, str | None, str | None]]:
     """What, the digest that it names, and the digest that is judged."""
     artifact, baseline = evidence.artifact.digest, evidence.baseline.digest if evidence.baseline else None
@@ -232,6 +268,8 @@ def _digests(evidence: Evidence) -> Iterator[tuple[str, str | None, str | None]]
         yield "baseline's evaluation", evidence.baseline_evaluation.artifact_digest, baseline
     if evidence.language is not None:
         yield "measurement on text", evidence.language.artifact_digest, artifact
+    if evidence.baseline_language is not None:
+        yield "baseline's measurement on text", evidence.baseline_language.artifact_digest, baseline
     for what, answers, expected in (
         ("answers", evidence.answers, artifact),
         ("baseline's answers", evidence.baseline_answers, baseline),

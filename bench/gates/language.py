@@ -5,20 +5,21 @@ Windows of the text are what is counted as independent, not tokens: a window's t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bench.gates.verdict import Outcome, Rounding, Verdict, places_of, samples_to_settle, show, show_count
-from bench.language.intervals import MIN_BOUNDED, Estimate, clustered_share
+from bench.language.intervals import MIN_BOUNDED, Estimate
 from edgesmith.errors import ArtifactError, UsageError
-from edgesmith.gates import DivergenceGate, FlipsGate, PerplexityGate
+from edgesmith.gates import DivergenceGate, FlipsGate, PerplexityGate, RegressionGate
 
 if TYPE_CHECKING:
     from bench.language.evaluation import LanguageEvaluation
 
-__all__ = ["judge_next_token_divergence", "judge_next_token_flips", "judge_perplexity"]
+__all__ = ["judge_next_token_divergence", "judge_next_token_flips", "judge_perplexity", "judge_perplexity_growth"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,15 +142,65 @@ def judge_next_token_flips(gate: FlipsGate, language: LanguageEvaluation) -> Ver
         digits=2,
         scale=100.0,
     )
-    verdict = _judge(limit, language.flip_rate(gate.confidence), language)
-    if num_changed or verdict.num_needed is None:
-        return verdict
     unseen = math.ceil(math.log(1 - gate.confidence) / math.log1p(-gate.max_rate) - 1e-9)
-    return replace(verdict, num_needed=max(MIN_BOUNDED, unseen))
+    return _judge(limit, language.flip_rate(gate.confidence), language, settled=None if num_changed else unseen)
 
 
-def _judge(limit: _Limit, estimate: Estimate, language: LanguageEvaluation) -> Verdict:
-    """Hold a figure with its bounds against an upper limit."""
+def judge_perplexity_growth(
+    gate: RegressionGate, artifact: LanguageEvaluation, before: LanguageEvaluation | None
+) -> Verdict:
+    """Judge how many times the perplexity of an earlier release, or of the baseline, it is on the same tokens.
+
+    Args:
+        gate: `max_perplexity_ratio`, and confidence.
+        artifact: What was measured.
+        before: The same of the earlier release; None for the reference that `artifact` was held against.
+
+    Raises:
+        UsageError: They were measured on different tokens, or there is no reference.
+        ArtifactError: A loss is not finite.
+    """
+    assert gate.max_perplexity_ratio is not None
+    _refuse_broken(artifact)
+    if before is not None:
+        _refuse_broken(before)
+        _refuse_other_tokens(artifact, before)
+        artifact = replace(artifact, reference_nll=before.nll, reference_engine=before.engine)
+    elif not artifact.has_reference:
+        raise UsageError(
+            "the regression gate's max_perplexity_ratio needs predictions of the earlier release on the same text",
+            mend="Make them with `edgesmith eval`.",
+        )
+    limit = _Limit(
+        gate="regression.max_perplexity_ratio",
+        figure="the perplexity",
+        unit="ratio",
+        symbol="× that of the baseline",
+        limit=gate.max_perplexity_ratio,
+        confidence=gate.confidence,
+        detail=f"{show(artifact.reference_perplexity().value)} before, {show(artifact.perplexity().value)} after",
+    )
+    return _judge(limit, artifact.perplexity_ratio(gate.confidence), artifact)
+
+
+def _refuse_other_tokens(artifact: LanguageEvaluation, before: LanguageEvaluation) -> None:
+    if artifact.windows_digest != before.windows_digest or artifact.nll.shape != before.nll.shape:
+        raise UsageError(
+            f"the perplexities cannot be compared: the artifact was measured on {artifact.num_tokens:,} tokens of "
+            f"{artifact.windows_digest[:19]}…, the baseline on {before.num_tokens:,} of {before.windows_digest[:19]}…",
+            mend="Measure both on the same text, cut with the same tokenizer, or leave max_perplexity_ratio out.",
+        )
+
+
+def _judge(limit: _Limit, estimate: Estimate, language: LanguageEvaluation, *, settled: int | None = None) -> Verdict:
+    """Hold a figure with its bounds against an upper limit.
+
+    Args:
+        limit: The limit.
+        estimate: The figure.
+        language: What it is of.
+        settled: Windows that would settle it; by default found from the width of the bounds.
+    """
     n, needed = language.num_windows, None
     lower, upper = estimate.lower, estimate.upper
     asked = f"the limit of {_plain(limit)}{limit.symbol}"
@@ -165,7 +216,7 @@ def _judge(limit: _Limit, estimate: Estimate, language: LanguageEvaluation) -> V
     else:
         outcome = Outcome.INCONCLUSIVE
         width = upper - estimate.value if estimate.value <= limit.limit else estimate.value - lower
-        needed = samples_to_settle(n, width, abs(estimate.value - limit.limit))
+        needed = settled or samples_to_settle(n, width, abs(estimate.value - limit.limit))
         hint = f"; about {show_count(needed)} windows of text would settle it" if needed else ""
         said = (
             f"{limit.figure} may be {limit.shown(lower, 'down')} to {limit.shown(upper, 'up')}, on either side of "
@@ -201,7 +252,10 @@ def _nats(value: float) -> str:
 
 
 def _against(language: LanguageEvaluation) -> str:
-    return f" against {language.reference_engine}" if language.has_reference else ""
+    if not language.has_reference:
+        return ""
+    of = f" of {language.reference_artifact[:19]}…" if language.reference_artifact else ""
+    return f" against {language.reference_engine}{of}"
 
 
 def _refuse_without_reference(language: LanguageEvaluation, gate: str, limit: str) -> None:

@@ -250,7 +250,11 @@ def _from_columns(value: Mapping[str, Any], columns: Mapping[str, NDArray[Any]])
         if kind is np.float32 and not (np.isfinite(column) & (column >= -1e-3)).all():
             raise ValueError("a token's figure is no loss and no divergence")
     read = LanguageEvaluation(
-        **{name: value[name] for name in _PLAIN}, **{name: columns.get(name) for name in _COLUMNS}
+        **{name: value[name] for name in _PLAIN},
+        nll=columns["nll"],
+        reference_nll=columns.get("reference_nll"),
+        kld=columns.get("kld"),
+        same_top=columns.get("same_top"),
     )
     if not math.isclose(read.perplexity().value, value["perplexity"]["value"], rel_tol=1e-6):
         raise ValueError("losses of another perplexity than the summary's")

@@ -118,4 +118,3 @@ def _score(
                 found[name].append(getattr(divergence, name))
             found["same_top"].append(block.likeliest == stored.top_ids[:, 0])
     return {name: np.concatenate(parts) for name, parts in found.items()}
-

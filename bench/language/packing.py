@@ -16,7 +16,7 @@ from bench.raw import compress
 __all__ = ["describe", "pack", "unpack"]
 
 _DTYPES = ("<u2", "<u4", "<i4", "<f4", "|b1")
-_MAX_BYTES = 1 << 36
+_MAX_BYTES = 1 << 32
 
 
 def describe(arrays: Mapping[str, NDArray[Any]]) -> list[dict[str, Any]]:

@@ -82,9 +82,7 @@ class Block:
         logs += (stored_rest - found_rest)[:, None]
         gained = np.expm1(np.minimum(logs, np.log(MAX_RATIO)))  # min(w, c) − 1
         mass = np.exp(stored_rest)
-        return Divergence(
-            kld=summed + mass * (gained - logs).mean(axis=1), lack=-mass * gained.mean(axis=1), rest=mass
-        )
+        return Divergence(kld=summed + mass * (gained - logs).mean(axis=1), lack=-mass * gained.mean(axis=1), rest=mass)
 
 
 def kl_terms(stored: Floats, found: Floats) -> Floats:

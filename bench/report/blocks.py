@@ -57,6 +57,8 @@ class Table:
     num_text: int = 1
     """Columns from the left that hold text; the others hold figures."""
     caption: str = ""
+    summary: str = ""
+    """What is named in place of the table until a reader opens it; for many rows that few look at."""
     is_stacked: bool = False
     """On a narrow screen each row becomes a card of names and values: for rows that are models."""
 

@@ -204,7 +204,8 @@ def _table(table: Table) -> str:
     inner = f"<thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody>"
     # A box that scrolls must be reachable from the keyboard.
     name = "wide stacked" if table.is_stacked else "wide"
-    return f'{caption}<div class="{name}" tabindex="0"><table{label}>{inner}</table></div>'
+    drawn = f'{caption}<div class="{name}" tabindex="0"><table{label}>{inner}</table></div>'
+    return f"<details><summary>{_safe(table.summary)}</summary>{drawn}</details>" if table.summary else drawn
 
 
 def _text_class(index: int, table: Table) -> str:

@@ -124,6 +124,8 @@ figcaption { color: var(--soft); font-size: .86rem; line-height: 1.4; margin: 0 
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .88rem; line-height: 1.4; }
 .caption { font-size: .86rem; margin: .7rem 0 0; } .caption + .wide, .cell .caption + .wide { margin-top: .2rem; }
 .cell .caption { margin-top: 0; }
+details { margin: .7rem 0; } .cell details { margin: 0; }
+summary { cursor: pointer; color: var(--a); font-size: .93rem; padding: .3rem 0; }
 th, td { text-align: right; padding: .38rem .7rem; border-bottom: 1px solid var(--rule); white-space: nowrap;
   vertical-align: top; }
 th:first-child, td:first-child { padding-left: .2rem; }

@@ -47,14 +47,20 @@ def predict(artifact: Path, texts: Sequence[str], *, threads: int = 1) -> list[d
 def inspect(artifact: Path) -> dict[str, Any]:
     """Tell what an artifact is, from its manifest and its checked files.
 
+    Returns:
+        JSON-able; with `gguf` → what the model file says, where it is one.
+
     Raises:
-        ArtifactError: a file was altered.
+        ArtifactError: a file was altered, or a GGUF file is damaged.
     """
+    from edgesmith.api.gguf_facts import gguf_facts
     from edgesmith.artifact import open_artifact
 
     opened = open_artifact(artifact)
     manifest = opened.manifest
     signature = manifest.signature
+    models = [entry.path for entry in manifest.files if entry.path.endswith(".gguf")]
+    in_gguf = opened.kind in ("gguf", "gguf-adapter") and len(models) == 1
     return {
         "path": str(artifact),
         "digest": opened.digest,
@@ -69,6 +75,7 @@ def inspect(artifact: Path) -> dict[str, Any]:
         "outputs": [f"{one.name} {one.dtype}{list(one.shape)}" for one in signature.outputs] if signature else [],
         "size_bytes": opened.size_bytes,
         "model_bytes": opened.model_bytes,
+        **({"gguf": gguf_facts(opened.file(models[0]))} if in_gguf else {}),
         "files": [entry.model_dump() for entry in manifest.files],
     }
 
@@ -118,6 +125,8 @@ def check(artifact: Path, *, threads: int = 1) -> dict[str, Any]:
         if answer is not None:
             result["golden"] = asdict(answer)
             golden_text = f"{answer.num_agreeing} of {answer.num_tokens} golden tokens the same"
+            if answer.reason or not answer.is_same_machine:
+                golden_text += f" ({_elsewhere(opened) if not answer.reason else answer.reason})"
     result["summary"] = f"{artifact}: {num_files} files as the manifest says; {golden_text}"
     return result
 
@@ -129,12 +138,28 @@ def _check_answer(artifact: Artifact, threads: int) -> GenerationCheck | None:
 
     with open_generator(artifact, threads) as engine:
         found = check_golden_generation(artifact, engine)
+        here = engine.name
     if found is not None and not found.passed:
+        if found.is_same_machine:
+            raise VerificationError(
+                f"{artifact.path}: its golden answer fails here: {found.reason}",
+                mend="Engine and processor are those that it was made with, so something is broken: "
+                "make the artifact again.",
+            )
         raise VerificationError(
-            f"{artifact.path}: its golden answer fails here: {found.reason}",
-            mend="This processor or engine rounds differently: measure the artifact here with `edgesmith eval`.",
+            f"{artifact.path}: its golden answer fails here: {found.reason}; it was {_elsewhere(artifact)}, "
+            f"and here runs {here}",
+            mend="This processor or engine computes differently: measure the artifact here with `edgesmith eval`.",
         )
     return found
+
+
+def _elsewhere(artifact: Artifact) -> str:
+    """Which engine and processor gave the golden answer."""
+    from serve.runtime.golden_generation import read_golden_generation
+
+    golden = read_golden_generation(artifact)
+    return f"made by {golden.engine} on {golden.processor}" if golden else ""
 
 
 def doctor() -> dict[str, Any]:

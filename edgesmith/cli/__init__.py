@@ -139,6 +139,10 @@ class _TerminatedError(KeyboardInterrupt):
     """SIGTERM."""
 
 
+class _DecidedExit(SystemExit):
+    """Leaves with the code of an error that has been said."""
+
+
 def _end_quietly() -> NoReturn:
     """Leave when whoever reads has seen enough, as `| head` does."""
     _discard_output()
@@ -173,8 +177,11 @@ def main() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         _end_quietly()
-    except SystemExit:
-        if _is_discarded() and not was_discarded:  # rich ends so, after it has closed the broken pipe
+    except SystemExit as leaving:
+        is_decided = isinstance(leaving, _DecidedExit)
+        if (
+            _is_discarded() and not was_discarded and not is_decided
+        ):  # rich ends so, after it has closed the broken pipe
             sys.exit(_EXIT_PIPE)
         raise
     except OSError as error:  # of the help's, or of what was still to be written
@@ -202,4 +209,4 @@ def _end(error: EdgesmithError, *, is_said: bool = False, code: int | None = Non
         _end_quietly()
     except (OSError, StorageError):  # which has been said, or matters less than what has
         _discard_output()
-    sys.exit(code)
+    raise _DecidedExit(code)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from edgesmith.cli.show import show_facts, show_verdicts
+from edgesmith.cli.show import show_verdicts
 
 if TYPE_CHECKING:
     from edgesmith.api.load import LoadTest
@@ -204,10 +204,6 @@ def _estimated(name: str, value: Any, unit: str) -> tuple[str, ...]:
     return (name, f"{value['value']:.5g}", "" if error is None else f"{error:.2g}", bounds, unit)
 
 
-def _answers(figures: Mapping[str, Any]) -> None:
-    show_facts(dict(figures), json=False)
-
-
 def _comparison(figures: Mapping[str, Any]) -> None:
     from edgesmith import console
 
@@ -263,6 +259,5 @@ _SHOWN = {
     "generation": _generation,
     "generation_limits": _generation_limits,
     "language": _language,
-    "answers": _answers,
     "comparison": _comparison,
 }

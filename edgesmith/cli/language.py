@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgesmith.cli.options import ArtifactPath, Columns, Json, Seed, Threads, pairs
+from edgesmith.cli.options import ArtifactPath, Columns, Json, Seed, Threads, columns_of
 from edgesmith.errors import UsageError
 
 __all__ = ["generate", "imatrix"]
@@ -30,7 +30,7 @@ def imatrix(
         data=data,
         out=out,
         num_windows=windows,
-        columns=pairs(columns),
+        columns=columns_of(columns, data),
         threads=threads,
         progress=console.ConsoleProgress(),
     )
@@ -49,11 +49,12 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token every time.")] = 0.0,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
     schema: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON Schema that the answer must follow (gguf).")
+        Path | None, typer.Option(metavar="FILE", help="JSON Schema that the answer must follow.")
     ] = None,
     grammar: Annotated[Path | None, typer.Option(metavar="FILE", help="GBNF grammar of the answer (gguf).")] = None,
     adapter: Annotated[
-        list[str] | None, typer.Option(metavar="FILE[:SCALE]", help="LoRA adapter in GGUF; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="PATH[:SCALE]", help="LoRA adapter in GGUF, artifact or file; may be repeated."),
     ] = None,
     threads: Threads = 1,
     seed: Seed = 0,
@@ -61,8 +62,12 @@ def generate(
 ) -> None:
     """Continue a text with a language model's artifact, as its server would."""
     from edgesmith import api, console
-    from edgesmith.api.steps import weighted
+    from edgesmith.api.adapters import adapter_files, check_speaks
 
+    for text in stop or ():
+        if not text:
+            raise UsageError("--stop is empty: it would end every answer before its first character")
+    check_speaks(artifact)
     chunks = api.generate(
         artifact,
         prompt,
@@ -71,8 +76,8 @@ def generate(
         temperature=temperature,
         stop=stop or (),
         json_schema=_schema(schema),
-        grammar=_text(grammar),
-        adapters=[weighted(one) for one in adapter or ()],
+        grammar=_text(grammar, "--grammar"),
+        adapters=adapter_files(adapter or ()),
         threads=threads,
         seed=seed,
     )
@@ -91,25 +96,27 @@ def generate(
     console.write("\n")
 
 
-def _text(path: Path | None) -> str | None:
+def _text(path: Path | None, flag: str) -> str | None:
     if path is None:
         return None
+    if not path.is_file():
+        raise UsageError(f"{flag} {path}: no such file", mend="Check the path.")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from error
+        raise UsageError(f"{flag} {path}: cannot be read: {error}") from error
 
 
 def _schema(path: Path | None) -> dict[str, object] | None:
     import json
 
-    text = _text(path)
+    text = _text(path, "--schema")
     if text is None:
         return None
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise UsageError(f"{path}: is not JSON: {error}") from error
+        raise UsageError(f"--schema {path}: is not JSON: {error}") from error
     if not isinstance(found, dict):
-        raise UsageError(f"{path}: a JSON Schema is an object, not {type(found).__name__}")
+        raise UsageError(f"--schema {path}: a JSON Schema is an object, not {type(found).__name__}")
     return found

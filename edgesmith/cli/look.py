@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -43,12 +44,43 @@ def inspect(artifact: ArtifactPath, json: Json = False) -> None:
     if json:
         console.print_json(facts)
         return
-    files = facts.pop("files")
-    console.print_facts({name: plain(value) for name, value in facts.items()})
+    files, model = facts.pop("files"), facts.pop("gguf", None)
+    facts["options"] = _set_options(facts["options"])
+    console.print_facts({name: plain(value) for name, value in facts.items() if value not in (None, [], {})})
+    if model is not None:
+        _show_gguf(model)
     console.print_table(
         ("file", "size", "sha256"),
         [(file["path"], format_bytes(file["size_bytes"]), file["sha256"][:16]) for file in files],
     )
+
+
+def _set_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What was chosen: nothing that was left out, nor a precision that a quantization replaces."""
+    shown = {name: value for name, value in options.items() if value is not None and value != {} and value != []}
+    if "quantize" in shown:
+        shown.pop("precision", None)
+    return shown
+
+
+def _show_gguf(model: dict[str, Any]) -> None:
+    from edgesmith import console
+    from edgesmith.units import format_bytes
+
+    types = model.pop("tensor_types")
+    template = model.pop("has_chat_template")
+    tokenizer = "/".join(str(one) for one in (model.pop("tokenizer"), model.pop("pre_tokenizer")) if one is not None)
+    facts = {name: plain(value) for name, value in model.items() if value is not None}
+    facts |= {"num_parameters": f"{model['num_parameters']:,}"}
+    if tokenizer:
+        facts |= {"tokenizer": tokenizer, "chat_template": "yes" if template else "no"}
+    console.say("")
+    console.print_facts(facts)
+    rows = [
+        (one["type"], f"{one['num_tensors']:,}", format_bytes(one["size_bytes"]), f"{one['bits_per_weight']:.4g}")
+        for one in types
+    ]
+    console.print_table(("type", "tensors", "size", "bits per weight"), rows)
 
 
 def check(

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from edgesmith.cli.answers import show_answers
 from edgesmith.cli.figures import show_measured
-from edgesmith.cli.options import ArtifactPath, Columns, DataFile, Json, Seed, TaskName, Threads, pairs
+from edgesmith.cli.options import ArtifactPath, Columns, DataFile, Json, Seed, TaskName, Threads, columns_of
 from edgesmith.cli.show import show_facts, show_proof
 
 __all__ = ["bench", "eval_command", "verify"]
@@ -34,7 +35,7 @@ def verify(
         data=data,
         num_samples=rows,
         task=task,
-        columns=pairs(columns),
+        columns=columns_of(columns, data),
         seed=seed,
         threads=threads,
         progress=console.ConsoleProgress(),
@@ -74,26 +75,33 @@ def eval_command(
     json: Json = False,
 ) -> None:
     """Measure the task's metrics; every single prediction is saved, so that artifacts can be compared in pairs."""
+    from tempfile import TemporaryDirectory
+
     from edgesmith import api, console
 
-    progress = console.ConsoleProgress()
-    result = api.eval(
-        artifact,
-        data=data,
-        against=against,
-        num_windows=windows,
-        window=window,
-        max_tokens=max_tokens,
-        out=out,
-        task=task,
-        columns=pairs(columns),
-        threads=threads,
-        progress=progress,
-    )
-    if result.keys() <= {"language", "answers"}:
-        show_measured(result, json)
-    else:
-        show_facts(result, json)
+    with TemporaryDirectory(prefix="edgesmith-") as kept:
+        folder = out or Path(kept) / "evidence"  # answers are shown, not only their figures
+        result = api.eval(
+            artifact,
+            data=data,
+            against=against,
+            num_windows=windows,
+            window=window,
+            max_tokens=max_tokens,
+            out=folder,
+            task=task,
+            columns=columns_of(columns, data),
+            threads=threads,
+            progress=console.ConsoleProgress(),
+        )
+        if json:
+            console.print_json(result)
+        elif "answers" in result:
+            show_answers(folder)
+        elif "language" in result:
+            show_measured(result, json)
+        else:
+            show_facts(result, json)
 
 
 def bench(
@@ -144,7 +152,7 @@ def bench(
         length=length,
         out=out,
         task=task,
-        columns=pairs(columns),
+        columns=columns_of(columns, data),
         threads=threads,
         seed=seed,
         progress=console.ConsoleProgress(),

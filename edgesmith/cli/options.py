@@ -27,6 +27,7 @@ __all__ = [
     "SummaryFile",
     "TaskName",
     "Threads",
+    "columns_of",
     "headers",
     "pairs",
     "within",
@@ -111,6 +112,23 @@ def headers(given: list[str] | None) -> dict[str, str]:
             except (OSError, ValueError) as error:
                 raise UsageError(f"--header {name.strip()}: {value[1:]} cannot be read: {error}") from error
         found[name.strip()] = value
+    return found
+
+
+def columns_of(given: list[str] | None, *files: Path | None) -> dict[str, str]:
+    """Read `--column` options, and look whether the files have them.
+
+    Raises:
+        UsageError: one looks otherwise.
+        DataError: a file has no such column.
+    """
+    found = pairs(given)
+    if found:
+        from edgesmith.data import check_columns
+
+        for path in files:
+            if path is not None and path.is_file():  # else the command says that it is not there
+                check_columns(path, found)
     return found
 
 

@@ -37,9 +37,9 @@ def init(
     if json:
         console.print_json(result)
         return
+    console.say(f"wrote {out}; next: edgesmith plan {out}")
     for guess in result["guesses"]:
         console.say(guess)
-    console.say(f"wrote {out}; next: edgesmith plan {out}")
 
 
 def plan(recipe: RecipePath, settings: Settings = None, store: StoreRoot = None, json: Json = False) -> None:

@@ -53,6 +53,9 @@ def plain(value: Any) -> str:
     """Write a value as a cell."""
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, dict):
+        named = _flatten(value).items()
+        return ", ".join(f"{name}={plain(one)}" for name, one in named if one is not None) or "—"
     if isinstance(value, list | tuple):
         return ", ".join(plain(item) for item in value) or "—"
     return "—" if value is None else str(value)

@@ -8,7 +8,19 @@ from typing import Annotated, Any
 import typer
 
 from edgesmith.cli.figures import show_measured
-from edgesmith.cli.options import ArtifactPath, Columns, DataFile, Json, Out, Seed, TaskName, Threads, pairs, within
+from edgesmith.cli.options import (
+    ArtifactPath,
+    Columns,
+    DataFile,
+    Json,
+    Out,
+    Seed,
+    TaskName,
+    Threads,
+    columns_of,
+    pairs,
+    within,
+)
 from edgesmith.cli.show import show_proof
 
 __all__ = ["export", "merge", "quantize"]
@@ -38,7 +50,7 @@ def merge(
         task=task,
         dequantize=dequantize,
         seed=seed,
-        columns=pairs(columns),
+        columns=columns_of(columns, data),
         progress=console.ConsoleProgress(),
     )
     from dataclasses import asdict
@@ -88,7 +100,7 @@ def export(
         base=base,
         precision=precision,
         block_size=block_size,
-        columns=pairs(columns),
+        columns=columns_of(columns, data),
         threads=threads,
         seed=seed,
         progress=console.ConsoleProgress(),
@@ -188,7 +200,7 @@ def quantize(
         num_samples=num_samples,
         against=against,
         data=data,
-        columns=pairs(columns),
+        columns=columns_of(columns, calibration, data),
         threads=threads,
         seed=seed,
         progress=console.ConsoleProgress(),

@@ -17,7 +17,8 @@ from edgesmith.stages.texts import Texts
 
 __all__ = ["AnswersStage", "LanguageStage", "ReferenceStage"]
 
-_LIBRARIES = ("llama-cpp-python", "numpy", "onnxruntime-genai", "tokenizers")
+_LIBRARIES = ("llama-cpp-python", "numpy", "onnxruntime-genai", "tokenizers", "torch", "transformers")
+"""What may run a model: an artifact, or the checkpoint in torch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class ReferenceStage(Stage):
     """Record what the checkpoint, run in torch, predicts after every token of a text."""
 
     step: ClassVar[str] = "reference"
-    libraries: ClassVar[tuple[str, ...]] = ("numpy", "tokenizers", "torch", "transformers")
+    libraries: ClassVar[tuple[str, ...]] = _LIBRARIES
     is_of_this_machine: ClassVar[bool] = True
 
     checkpoint: Artifact

@@ -6,13 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgesmith.artifact import Artifact
 from edgesmith.errors import ArtifactError, UnsupportedError
 from edgesmith.files import storage_errors
 from serve.runtime.chat_template import render_chat
 from serve.runtime.generation import GenerationEngine
+
+if TYPE_CHECKING:
+    from serve.runtime.llama_library import LlamaModel
 
 __all__ = ["chat_prompt"]
 
@@ -43,7 +46,7 @@ def chat_prompt(artifact: Artifact, engine: GenerationEngine, messages: Sequence
         UsageError: The template refuses the conversation.
         ArtifactError: The template is hostile, or a file is damaged.
     """
-    chat = _of_gguf(artifact) if artifact.kind == "gguf" else _of_folder(artifact.folder)
+    chat = _of_gguf(artifact, engine) if artifact.kind == "gguf" else _of_folder(artifact.folder)
     if not chat.template:
         raise UnsupportedError(
             f"{artifact.path}: has no chat template", mend="Give it the text to continue instead of a conversation."
@@ -53,23 +56,21 @@ def chat_prompt(artifact: Artifact, engine: GenerationEngine, messages: Sequence
     return text.removeprefix(chat.bos) if chat.bos and adds_bos else text
 
 
-def _of_gguf(artifact: Artifact) -> _Chat:
+def _of_gguf(artifact: Artifact, engine: GenerationEngine) -> _Chat:
+    """As the opened file has it, or the file itself where the engine holds another one."""
+    from serve.runtime.gguf_engine import LlamaEngine
     from serve.runtime.llama_library import LlamaModel
 
+    if isinstance(engine, LlamaEngine):
+        return _of_model(engine.model)
     path = artifact.path if artifact.path.is_file() else artifact.folder / "model.gguf"
     with LlamaModel(path, vocab_only=True) as model:
-        return _Chat(
-            template=str(model.file.metadata.get("tokenizer.chat_template", "")),
-            bos=_token_text(model, "bos"),
-            eos=_token_text(model, "eos"),
-        )
+        return _of_model(model)
 
 
-def _token_text(model: Any, role: str) -> str:
-    number = model.file.metadata.get(f"tokenizer.ggml.{role}_token_id")
-    if type(number) is not int or not 0 <= number < model.num_tokens:
-        return ""
-    return str(model.text_of(number))
+def _of_model(model: LlamaModel) -> _Chat:
+    template = str(model.file.metadata.get("tokenizer.chat_template", ""))
+    return _Chat(template=template, bos=model.special_text("bos"), eos=model.special_text("eos"))
 
 
 def _of_folder(folder: Path) -> _Chat:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from edgesmith.artifact import Artifact
 from edgesmith.errors import ArtifactError, UnsupportedError, UsageError
@@ -19,6 +18,7 @@ from serve.runtime.genai_library import first_line, load_library
 from serve.runtime.generation import GREEDY, Sampling, TextChunk, check_request, check_tokens
 from serve.runtime.sampling import choose_token
 from serve.runtime.stop_strings import StopFilter
+from serve.runtime.text_stream import load_tokenizer, stream_text
 
 __all__ = ["GenaiEngine", "open_engine"]
 
@@ -133,27 +133,23 @@ class GenaiEngine:
         ids = self.tokenize(prompt)
         check_request(num_prompt=len(ids), max_tokens=max_tokens, context_length=self.context_length, stop=stop)
         schema = None if json_schema is None else _compact(json_schema)
-        return self._decode(model, ids, max_tokens, sampling, StopFilter(stop), schema)
+        tokens = self._choose(model, ids, max_tokens, sampling, schema)
+        return stream_text(self._tokenizer, tokens, max_tokens=max_tokens, held=StopFilter(stop))
 
-    def _decode(
-        self, model: Any, ids: list[int], max_tokens: int, sampling: Sampling, held: StopFilter, schema: str | None
-    ) -> Iterator[TextChunk]:
+    def _choose(
+        self, model: Any, ids: list[int], max_tokens: int, sampling: Sampling, schema: str | None
+    ) -> Iterator[tuple[int, bool]]:
+        """One token after the other, with whether it is the last."""
         generator = self._start(model, ids, len(ids) + max_tokens, chunk=self._chunk, schema=schema)
-        stream = DecodeStream(skip_special_tokens=True)
         random, seen = np.random.default_rng(sampling.seed), list(ids)
-        for left in range(max_tokens - 1, -1, -1):
+        while True:
             if schema is None:
                 token = choose_token(generator.get_logits()[0, -1], sampling, seen, random)
             else:
                 generator.generate_next_token()  # chooses from what the schema allows
                 token = int(generator.get_next_tokens()[0])
             seen.append(token)
-            text = held.push(stream.step(self._tokenizer, token) or "")  # None until a character is complete
-            ended = token in self._ends or held.found is not None or (schema is not None and generator.is_done())
-            if ended or not left:
-                yield TextChunk(text=text + held.flush(), finish_reason="stop" if ended else "length")
-                return
-            yield TextChunk(text=text)
+            yield token, token in self._ends or (schema is not None and generator.is_done())
             if schema is None:
                 generator.append_tokens(np.array([token], dtype=np.int32))
 
@@ -174,20 +170,7 @@ def open_engine(artifact: Artifact, options: EngineOptions) -> GenaiEngine:
             "onnxruntime-genai takes no adapters here", mend="Merge the adapter first, or use GGUF, which takes them."
         )
     folder = read_genai_folder(artifact)
-    return GenaiEngine(folder, _load_tokenizer(artifact), options)
-
-
-def _load_tokenizer(artifact: Artifact) -> Tokenizer:
-    path = artifact.file(_TOKENIZER)
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise ArtifactError(
-            f"{path}: is damaged: {first_line(error)}", mend="Get the artifact again from where it was made."
-        ) from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+    return GenaiEngine(folder, load_tokenizer(artifact.file(_TOKENIZER), failure=ArtifactError), options)
 
 
 def _compact(schema: Mapping[str, Any]) -> str:

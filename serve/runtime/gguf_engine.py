@@ -21,6 +21,7 @@ from serve.runtime.grammar import check_grammar
 from serve.runtime.json_grammar import json_schema_to_grammar
 from serve.runtime.llama_adapters import LlamaAdapters
 from serve.runtime.llama_library import LlamaContext, LlamaModel, LlamaPooling, library_name
+from serve.runtime.llama_room import LlamaRoom
 from serve.runtime.llama_sampling import TokenChooser
 from serve.runtime.llama_session import LlamaSession
 from serve.runtime.stop_strings import StopFilter
@@ -84,9 +85,9 @@ class LlamaEngine:
     ) -> None:
         self._options = options or EngineOptions()
         self._lock = threading.RLock()
-        self._session: LlamaSession | None = None
-        self._exact: LlamaContext | None = None
-        self._pooled: tuple[LlamaPooling, LlamaContext] | None = None
+        self._session = LlamaRoom[LlamaSession]()
+        self._exact = LlamaRoom[LlamaContext]()
+        self._pooled = LlamaRoom[LlamaContext]()
         self._turn = 0
         self.num_reused_tokens = 0
         self.name = library_name()
@@ -158,12 +159,12 @@ class LlamaEngine:
         with self._lock:
             if len(tokens) > self._num_context:
                 raise UsageError(f"{len(tokens)} tokens are more than the {self._num_context} that the model takes")
-            if self._exact is None or self._exact.num_tokens < len(tokens):
-                if self._exact is not None:
-                    self._exact.close()
-                self._exact = LlamaContext(self.model, num_tokens=max(len(tokens), 1), threads=self._options.threads)
-                self._adapters.put_on(self._exact)
-            return self._exact.run(tokens, first=first)
+            room = self._exact.grown(
+                max(len(tokens), 1),
+                lambda size: LlamaContext(self.model, num_tokens=size, threads=self._options.threads),
+                self._adapters,
+            )
+            return room.run(tokens, first=first)
 
     def embed(
         self, texts: Sequence[str], *, pooling: LlamaPooling | None = None, normalize: bool = False
@@ -275,47 +276,40 @@ class LlamaEngine:
             )
 
     def _room_for(self, num_tokens: int) -> LlamaSession:
-        """The session, made anew where it is too small; it doubles, so that this happens rarely."""
-        if self._session is None or self._session.num_tokens < num_tokens:
-            wanted = self._options.num_context or max(_FIRST_ROOM, 1 << (num_tokens - 1).bit_length())
-            if self._session is not None:
-                self._session.close()
-                self._session = None
-            self._session = LlamaSession(
+        """The session; it doubles, so that this happens rarely."""
+
+        def make(size: int) -> LlamaSession:
+            wanted = self._options.num_context or max(_FIRST_ROOM, 1 << (size - 1).bit_length())
+            return LlamaSession(
                 self.model,
                 num_tokens=min(wanted, self._num_context),
                 num_batch=self._options.num_batch or _BATCH,
                 threads=self._options.threads,
             )
-            self._adapters.put_on(self._session)
-        return self._session
+
+        return self._session.grown(num_tokens, make, self._adapters)
 
     def _pooled_room(self, pooling: LlamaPooling, num_tokens: int) -> LlamaContext:
-        if self._pooled is None or self._pooled[0] != pooling or self._pooled[1].num_tokens < num_tokens:
-            if self._pooled is not None:
-                self._pooled[1].close()
-                self._pooled = None
-            room = LlamaContext(
+        def make(size: int) -> LlamaContext:
+            return LlamaContext(
                 self.model,
-                num_tokens=min(self._num_context, max(64, 1 << (num_tokens - 1).bit_length())),
+                num_tokens=min(self._num_context, max(64, 1 << (size - 1).bit_length())),
                 threads=self._options.threads,
                 states=True,
                 pooling=pooling,
             )
-            self._adapters.put_on(room)
-            self._pooled = (pooling, room)
-        return self._pooled[1]
+
+        return self._pooled.grown(num_tokens, make, self._adapters, kind=pooling)
 
     def _rooms(self) -> list[LlamaSession | LlamaContext]:
-        pooled = self._pooled[1] if self._pooled is not None else None
-        return [room for room in (self._session, self._exact, pooled) if room is not None]
+        rooms = (self._session.held, self._exact.held, self._pooled.held)
+        return [room for room in rooms if room is not None]
 
     def close(self) -> None:
         """Free the model and all room. Closing twice is harmless."""
         with self._lock:
-            for room in self._rooms():
+            for room in (self._session, self._exact, self._pooled):
                 room.close()
-            self._session = self._exact = self._pooled = None
             if self._model is not None:
                 self._model.close()
                 self._model = None

@@ -90,13 +90,14 @@ def _nullable(rules: dict[str, Rule]) -> set[str | int]:
     for head, rule in [*named, *groups]:
         for sequence in rule.alternatives:
             needed = [_key(item) for item in sequence if not (item.is_empty or item.least == 0)]
+            keys = [key for key in needed if key is not None]
             if not needed:
                 ready.append(head)
-            elif None not in needed:
-                for key in needed:
-                    waiting[key or 0].append(len(heads))
+            elif len(keys) == len(needed):  # else it reads something
+                for key in keys:
+                    waiting[key].append(len(heads))
                 heads.append(head)
-                missing.append(len(needed))
+                missing.append(len(keys))
     found: set[str | int] = set()
     while ready:
         head = ready.pop()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,79 +11,23 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesmith.errors import ArtifactError, MissingExtraError, UsageError
+from edgesmith.errors import ArtifactError, UsageError
 from serve.runtime.generation import check_tokens
 from serve.runtime.gguf_file import read_gguf
+from serve.runtime.llama_loading import forget_errors, last_error, library_name, load_library
 
-__all__ = ["LlamaContext", "LlamaModel", "LlamaPooling", "last_error", "library_name", "load_library", "set_adapters"]
+__all__ = [
+    "LlamaContext", "LlamaModel", "LlamaPooling", "last_error", "library_name", "load_library", "make_context",
+    "opened", "set_adapters",
+]  # fmt: skip
 
 LlamaPooling = Literal["none", "mean", "cls", "last"]
 _POOLINGS: Mapping[LlamaPooling, int] = {"none": 0, "mean": 1, "cls": 2, "last": 3}
 
-_ENCODERS = frozenset(
-    {
-        "bert",
-        "modern-bert",
-        "nomic-bert",
-        "nomic-bert-moe",
-        "jina-bert-v2",
-        "jina-bert-v3",
-        "neo-bert",
-        "eurobert",
-        "t5",
-        "t5encoder",
-        "gemma-embedding",
-    }
-)
-_ERROR_LEVEL = 4  # of ggml_log_level
-_ERRORS: deque[str] = deque(maxlen=8)
-
-
-@functools.cache
-def load_library() -> Any:
-    """Import the library and silence what it logs.
-
-    Raises:
-        MissingExtraError: llama-cpp-python is not installed.
-    """
-    try:
-        import llama_cpp
-    except ImportError as error:
-        raise MissingExtraError(
-            "llama-cpp-python is not installed", mend="Install it with `pip install 'edgesmith[gguf]'`."
-        ) from error
-    llama_cpp.llama_log_set(_keep_errors(llama_cpp), ctypes.c_void_p(0))
-    llama_cpp.llama_backend_init()
-    return llama_cpp
-
-
-@functools.cache
-def _keep_errors(library: Any) -> Any:
-    """A callback that keeps the last errors; itself kept here, for the library calls it as long as it is loaded."""
-
-    def keep(level: int, text: bytes, _: object) -> None:
-        if level == _ERROR_LEVEL and (line := text.decode("utf-8", errors="replace").strip()):
-            _ERRORS.append(line)
-
-    return library.llama_log_callback(keep)
-
-
-def library_name() -> str:
-    """The runtime and its version.
-
-    Raises:
-        MissingExtraError: llama-cpp-python is not installed.
-    """
-    library = load_library()
-    version = library.llama_version().decode() if hasattr(library, "llama_version") else "of unknown version"
-    return f"llama.cpp {version} of llama-cpp-python {library.__version__} (CPU)"
-
-
-def last_error() -> str:
-    """What the library complained of, without the names of its functions; forgotten afterwards."""
-    lines = [line.partition(": ")[2] or line for line in _ERRORS]
-    _ERRORS.clear()
-    return lines[0] if lines else "it does not say why"
+_ENCODERS = frozenset({
+    "bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "modern-bert", "neo-bert", "nomic-bert",
+    "nomic-bert-moe", "t5", "t5encoder",
+})  # fmt: skip
 
 
 class LlamaModel:
@@ -108,7 +50,7 @@ class LlamaModel:
         settings = self._library.llama_model_default_params()
         settings.vocab_only = vocab_only
         settings.n_gpu_layers = 0
-        _ERRORS.clear()
+        forget_errors()
         self.handle = self._library.llama_model_load_from_file(str(path).encode(), settings)
         if not self.handle:
             raise ArtifactError(
@@ -192,6 +134,11 @@ class LlamaModel:
         text: bytes = self._library.llama_vocab_get_text(self._vocabulary, token)
         return text.decode("utf-8", errors="replace")
 
+    def special_text(self, role: str) -> str:
+        """How the vocabulary spells a special token, such as that of the role `bos`; empty where there is none."""
+        number = self.file.metadata.get(f"tokenizer.ggml.{role}_token_id")
+        return self.text_of(number) if type(number) is int and 0 <= number < self.num_tokens else ""
+
     def is_end(self, token: int) -> bool:
         """Whether generation stops at a token."""
         return bool(self._library.llama_vocab_is_eog(self._vocabulary, token))
@@ -209,6 +156,33 @@ class LlamaModel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def make_context(library: Any, model: LlamaModel, settings: Any) -> Any:
+    """The library's handle of a new context.
+
+    Raises:
+        ArtifactError: llama.cpp cannot make it, such as for want of memory.
+    """
+    forget_errors()
+    handle = library.llama_init_from_model(model.handle, settings)
+    if not handle:
+        raise ArtifactError(
+            f"{model.path}: llama.cpp cannot make room for {settings.n_ctx} tokens: {last_error()}",
+            mend="Ask for a shorter context.",
+        )
+    return handle
+
+
+def opened(handle: Any) -> Any:
+    """A handle that may be given to the library, which ends the process on one that is not there.
+
+    Raises:
+        UsageError: What it stands for was closed.
+    """
+    if not handle:
+        raise UsageError("the context is closed", mend="Make a new one.")
+    return handle
 
 
 def set_adapters(library: Any, context: Any, adapters: Sequence[tuple[Any, float]]) -> None:
@@ -261,9 +235,7 @@ class LlamaContext:
         # Keys and values as wide as they can be, and attention without approximation.
         settings.type_k = settings.type_v = self._library.GGML_TYPE_F32
         settings.flash_attn_type = self._library.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        self.handle = self._library.llama_init_from_model(model.handle, settings)
-        if not self.handle:
-            raise ArtifactError(f"{model.path}: llama.cpp cannot make a context of {num_tokens} tokens: {last_error()}")
+        self.handle = make_context(self._library, model, settings)
 
     def run(self, tokens: Sequence[int], *, first: int = 0) -> NDArray[np.float32]:
         """Read a text in one step, forgetting what was read before.
@@ -277,11 +249,12 @@ class LlamaContext:
             vector of shape [width].
 
         Raises:
-            UsageError: there are no tokens, too many, or such as the vocabulary does not have.
+            UsageError: there are no tokens, too many, or such as the vocabulary does not have; or it is closed.
             ArtifactError: llama.cpp fails on it.
         """
         length = len(tokens)
         # The library aborts the process on some of these.
+        handle = opened(self.handle)
         check_tokens(tokens, first=first, num_vocabulary=self._model.num_tokens, context_length=self.num_tokens)
         batch = self._library.llama_batch_init(length, 0, 1)
         try:
@@ -290,10 +263,10 @@ class LlamaContext:
                 batch.token[index], batch.pos[index] = token, index
                 batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
                 batch.logits[index] = index >= first
-            memory = self._library.llama_get_memory(self.handle)
+            memory = self._library.llama_get_memory(handle)
             if memory:
                 self._library.llama_memory_clear(memory, True)
-            if (code := self._library.llama_decode(self.handle, batch)) != 0:
+            if (code := self._library.llama_decode(handle, batch)) != 0:
                 raise ArtifactError(f"{self._model.path}: llama.cpp fails on {length} tokens with code {code}")
         finally:
             self._library.llama_batch_free(batch)
@@ -305,7 +278,7 @@ class LlamaContext:
         Raises:
             ArtifactError: llama.cpp does not take them.
         """
-        set_adapters(self._library, self.handle, adapters)
+        set_adapters(self._library, opened(self.handle), adapters)
 
     def _collect(self, first: int, length: int) -> NDArray[np.float32]:
         width = self._model.width

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesmith.errors import ArtifactError, UsageError
-from serve.runtime.llama_library import LlamaModel, last_error, load_library, set_adapters
+from serve.runtime.llama_library import LlamaModel, load_library, make_context, opened, set_adapters
 
 __all__ = ["LlamaSession"]
 
@@ -44,12 +44,7 @@ class LlamaSession:
         settings.flash_attn_type = self._library.LLAMA_FLASH_ATTN_TYPE_DISABLED
         if hasattr(settings, "n_outputs_max"):
             settings.n_outputs_max = 1  # only the last token's logits are wanted: saves vocabulary × batch floats
-        self.handle = self._library.llama_init_from_model(model.handle, settings)
-        if not self.handle:
-            raise ArtifactError(
-                f"{model.path}: llama.cpp cannot make room for {num_tokens} tokens: {last_error()}",
-                mend="Ask for a shorter context.",
-            )
+        self.handle = make_context(self._library, model, settings)
         self._memory = self._library.llama_get_memory(self.handle)
         self._tokens = (self._library.llama_token * int(settings.n_batch))()
         self._width = model.num_tokens
@@ -64,9 +59,10 @@ class LlamaSession:
             How many of them were there already and were not read again.
 
         Raises:
-            UsageError: They are more than there is room for.
+            UsageError: They are more than there is room for, or it is closed.
             ArtifactError: llama.cpp fails on them.
         """
+        opened(self.handle)
         if not 1 <= len(tokens) <= self.num_tokens:
             raise UsageError(f"{len(tokens)} tokens; there is room for 1 to {self.num_tokens}")
         reused = self._keep(_common_length(self.held, tokens[:-1]))
@@ -78,7 +74,7 @@ class LlamaSession:
         """Add one token, and compute its logits.
 
         Raises:
-            UsageError: There is no more room.
+            UsageError: There is no more room, or it is closed.
             ArtifactError: llama.cpp fails on it.
         """
         if len(self.held) >= self.num_tokens:
@@ -87,11 +83,12 @@ class LlamaSession:
 
     def logits(self) -> NDArray[np.float32]:
         """Logits of the last token, float32 of shape [vocabulary]: a view that the next step overwrites."""
-        values = self._library.llama_get_logits_ith(self.handle, -1)
+        values = self._library.llama_get_logits_ith(opened(self.handle), -1)
         return np.ctypeslib.as_array(values, (self._width,))
 
     def forget(self) -> None:
         """Make the text empty."""
+        opened(self.handle)
         self.held.clear()
         self._library.llama_memory_clear(self._memory, False)
 
@@ -108,7 +105,7 @@ class LlamaSession:
     def _decode(self, tokens: Sequence[int]) -> None:
         count = len(tokens)
         self._tokens[:count] = tokens
-        code = self._library.llama_decode(self.handle, self._library.llama_batch_get_one(self._tokens, count))
+        code = self._library.llama_decode(opened(self.handle), self._library.llama_batch_get_one(self._tokens, count))
         if code != 0:
             self.forget()
             raise ArtifactError(f"{self._model.path}: llama.cpp fails on {count} tokens with code {code}")
@@ -120,8 +117,9 @@ class LlamaSession:
         Raises:
             ArtifactError: llama.cpp does not take them.
         """
+        handle = opened(self.handle)
         self.forget()
-        set_adapters(self._library, self.handle, adapters)
+        set_adapters(self._library, handle, adapters)
 
     def close(self) -> None:
         """Free the room. Closing twice is harmless."""

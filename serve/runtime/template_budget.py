@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from itertools import chain
 from typing import Any
@@ -18,9 +18,13 @@ __all__ = [
 CHARACTERS_PER_STEP = 64
 STEPS_PER_CALL = 16  # what one costs, compared with an element of a list
 MAX_WIDTH = 1000  # of a padding or an indentation
-MAX_INTEGER_BITS = 4096
+MAX_INTEGER_BITS = 256
+MAX_NUMBER_CHARACTERS = 320  # of the largest one that `%f` writes
 
 _SIZED_FILTERS = frozenset({"batch", "center", "indent", "round", "slice", "tojson", "truncate"})
+_LISTING_FILTERS = frozenset({"batch", "groupby", "list", "slice", "sort", "unique"})
+_LINE_ENDS = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+_WORD_ENDS = re.compile(r"\s+")
 _PADDING = frozenset({"center", "ljust", "rjust", "zfill"})
 
 
@@ -52,6 +56,8 @@ class Budget:
         """Pay for all that a value holds, as often as it is held, and give it back."""
         kind = type(value)
         if kind in (bool, int, float, type(None)):
+            if kind is int and value.bit_length() > MAX_INTEGER_BITS:
+                raise SecurityError("it computes with absurd numbers")
             self.spend(1)
         elif isinstance(value, str):
             self.spend_characters(len(value))
@@ -99,16 +105,18 @@ def check_filter(budget: Budget, name: str, value: Any, args: tuple[Any, ...], k
         if name == "tojson" and longest > 16:
             raise SecurityError(f"it indents by {longest}")
     elif name == "format":
-        _check_percent(value, settings)
-    elif name == "replace" and len(args) >= 2:
-        _check_replace(budget, str(value), args)
+        _check_percent(budget, value, kwargs or args)
+    elif name == "replace":
+        _check_replace(budget, str(value), [*args, *(kwargs[key] for key in ("old", "new") if key in kwargs)])
     elif name == "sum" and any(isinstance(one, list | tuple | dict) for one in settings):
         raise SecurityError("it sums up lists")
     elif name == "join" and settings:
         if isinstance(value, Iterator):
             value = budget.spend_value(list(value))
         if hasattr(value, "__len__"):
-            budget.spend_characters(len(value) * len(str(settings[0])))
+            budget.spend_characters(len(value) * max(len(str(one)) for one in settings))
+    if name in _LISTING_FILTERS and isinstance(value, str):
+        budget.spend(len(value))
     return value
 
 
@@ -116,8 +124,10 @@ def check_text_method(budget: Budget, text: str, name: str, args: tuple[Any, ...
     """Refuse arguments of a text's method that make much of little; gives them, a list where one was a generator."""
     if name in _PADDING and args and isinstance(args[0], int):
         _check_width(args[0])
-    elif name == "replace" and len(args) >= 2:
+    elif name == "replace":
         _check_replace(budget, text, args)
+    elif name in ("split", "rsplit", "splitlines"):
+        budget.spend(1 + _count_parts(text, name, args))
     elif name == "join" and args:
         parts: Iterable[Any] = counted(budget, args[0]) if isinstance(args[0], Iterator) else args[0]
         listed = budget.spend_value(list(parts))
@@ -126,16 +136,24 @@ def check_text_method(budget: Budget, text: str, name: str, args: tuple[Any, ...
     return args
 
 
-def _check_replace(budget: Budget, text: str, args: tuple[Any, ...]) -> None:
-    budget.spend_characters(len(text) + text.count(str(args[0])) * len(str(args[1])))
+def _check_replace(budget: Budget, text: str, args: Sequence[Any]) -> None:
+    if len(args) >= 2:
+        budget.spend_characters(len(text) + text.count(str(args[0])) * len(str(args[1])))
+
+
+def _count_parts(text: str, name: str, args: Sequence[Any]) -> int:
+    if name == "splitlines":
+        return sum(1 for _ in _LINE_ENDS.finditer(text))
+    if args and isinstance(args[0], str) and args[0]:
+        return text.count(args[0])
+    return sum(1 for _ in _WORD_ENDS.finditer(text))
 
 
 def check_operands(budget: Budget, operator: str, left: Any, right: Any) -> None:
     """Refuse what an operator would make much of."""
     if operator == "%":
         if isinstance(left, str):
-            _check_percent(left, right if isinstance(right, tuple) else (right,))
-            budget.spend_value(right)
+            _check_percent(budget, left, right if isinstance(right, tuple | dict) else (right,))
     elif operator == "+":
         budget.spend_value(left)
         budget.spend_value(right)
@@ -155,18 +173,38 @@ def _check_integers(operator: str, left: int, right: int) -> None:
         raise SecurityError("it computes with absurd numbers")
 
 
-def _check_percent(text: object, values: Iterable[Any]) -> None:
-    """Refuse `%` formats with wide paddings."""
-    for found in re.finditer(r"%(?:\([^)]*\))?([^a-zA-Z%]*)", str(text)):
-        check_widths(found[1])
-        if "*" in found[1]:
-            _check_width(max((value for value in values if isinstance(value, int)), default=0))
+def _check_percent(budget: Budget, text: object, values: Mapping[Any, Any] | Sequence[Any]) -> None:
+    """Pay for what `%` writes, and refuse wide paddings.
+
+    Values by position are written once each; one that is named, as often as the text names it.
+    """
+    text = str(text)
+    if re.search(r"%\([^)]*\(", text):
+        raise SecurityError("it formats with brackets in the name of a value")
+    given = list(values.values()) if isinstance(values, Mapping) else values
+    widest = max((value for value in given if isinstance(value, int)), default=0)
+    before = budget.left
+    budget.spend_value(tuple(given))
+    dearest = before - budget.left
+    for found in re.finditer(r"%(\([^)]*\))?([^a-zA-Z%]*)", text):
+        width = check_widths(found[2])
+        if "*" in found[2]:
+            _check_width(widest)
+            width += 2 * max(0, widest)
+        budget.spend_characters(MAX_NUMBER_CHARACTERS + width)
+        if found[1]:
+            value = values.get(found[1][1:-1]) if isinstance(values, Mapping) else None
+            budget.spend_value(value)
+        elif isinstance(values, Mapping):
+            budget.spend(dearest)  # all of it is shown
 
 
-def check_widths(layout: str) -> None:
-    """Refuse a format with wide paddings."""
-    for number in re.findall(r"\d+", layout):
-        _check_width(int(number[:9]))
+def check_widths(layout: str) -> int:
+    """Refuse a format with wide paddings; the characters that it fills at most."""
+    widths = [int(number[:9]) for number in re.findall(r"\d+", layout)]
+    for width in widths:
+        _check_width(width)
+    return sum(widths)
 
 
 def _check_width(width: int) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 from jinja2 import nodes
 from jinja2.visitor import NodeTransformer
 
+from serve.runtime.template_budget import MAX_INTEGER_BITS
+
 __all__ = ["Meter", "forbidden_syntax"]
 
 
@@ -22,6 +24,9 @@ def forbidden_syntax(tree: nodes.Template) -> str:
     for kind in (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends):
         if tree.find(kind) is not None:
             return f"it uses {kind.__name__.lower()}"
+    for const in tree.find_all(nodes.Const):
+        if isinstance(const.value, int) and const.value.bit_length() > MAX_INTEGER_BITS:
+            return "it computes with absurd numbers"
     return ""
 
 

@@ -84,11 +84,11 @@ class _Namespace(Namespace):
 
 
 class _Formatter(SandboxedFormatter):
-    """`str.format` without wide paddings."""
+    """`str.format` without wide paddings, each field paid for."""
 
     def format_field(self, value: Any, format_spec: str) -> Any:
         check_widths(format_spec)
-        return super().format_field(value, format_spec)
+        return BUDGET.get().spend_value(super().format_field(value, format_spec))
 
 
 class _Generation(Extension):

@@ -67,3 +67,39 @@ def test_an_internal_error_is_no_verdict() -> None:
     assert done.returncode == 2
     assert '"exit_code": 2' in done.stdout
     assert "a bug" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("doctor",), ("doctor", "--json"), ("schema",), ("--help",)])
+def test_a_full_disk_behind_standard_output_is_one_line_and_no_verdict(arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, "-c", "from edgesmith.cli import main; main()", *arguments]
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: standard output: cannot be written: No space left on device"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (("quantize", "x", "-o", "y", "--max-mean-kld", "-1"), "--max-mean-kld"),
+        (("quantize", "x", "-o", "y", "--max-mb", "nan"), "--max-mb"),
+        (("quantize", "x", "-o", "y", "--bits-per-weight", "40"), "--bits-per-weight"),
+        (("generate", "x", "a", "--seed", "-1"), "--seed"),
+        (("generate", "x", "a", "--stop", ""), "--stop"),
+        (("generate", "x", "a", "--schema", "none.json"), "--schema none.json: no such file"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named_with_its_flag(arguments: tuple[str, ...], flag: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert flag in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_terminal_obeys_no_control_characters_and_a_pipe_gets_the_models_own_text() -> None:
+    code = "from edgesmith import console; console.write('a\\x1b[31mb')"
+    piped = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert piped.stdout == b"a\x1b[31mb"
+    terminal = f"import sys; sys.stdout.isatty = lambda: True; {code}"
+    shown = subprocess.run([sys.executable, "-c", terminal], capture_output=True, check=True)
+    assert shown.stdout == b"a\\x1b[31mb"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 from datetime import datetime
 from typing import Any
 
@@ -91,6 +92,33 @@ ESCAPES = {
     "bytes": "{{ (5).to_bytes(99999999999, 'big') }}",
     "encoding": "{{ 'a'.encode('idna') }}",
 }
+LONG = "{% set k = 'k' * 100_000 %}"
+# What asks for more memory than its own text shows; each was let through, or stopped only when the memory was taken.
+SWELLING = {
+    "percent by name": LONG + "{% set x = '%(k)s' * 4000 % {'k': k} %}",
+    "percent by name in a filter": LONG + "{% set x = ('%(k)s' * 4000)|format(k=k) %}",
+    "percent of widths": "{% set x = '%(k)999s' * 20_000 % {'k': 1} %}",
+    "percent of widths by star": "{% set x = '%*d' * 20_000 % ((999, 1) * 20_000) %}",
+    "percent of numbers": "{% set x = '%(k)f' * 60_000 % {'k': 10.0 ** 308} %}",
+    "percent behind brackets": "{% set x = '%((a)b)999999999d' % {'(a)b': 1} %}",
+    "format": LONG + "{% set x = ('{0}' * 4000).format(k) %}",
+    "format by name": LONG + "{% set x = ('{k}' * 4000).format_map({'k': k}) %}",
+    "replace": LONG + "{% set x = k.replace('k', k) %}",
+    "replace by filter": LONG + "{% set x = k|replace(old='k', new=k) %}",
+    "replace of nothing": LONG + "{% set x = k.replace('', k) %}",
+    "join": LONG + "{% set x = k.join(['a'] * 4000) %}",
+    "join by filter": LONG + "{% set x = (['a'] * 4000)|join(attribute=0, d=k) %}",
+    "joined texts": LONG + "{% set x = ''.join([k] * 4000) %}",
+    "repeated text": LONG + "{% set x = k * 4000 %}",
+    "repeated list": "{% set x = [1, 2, 3] * 10_000_000 %}",
+    "parts of a text": "{% set x = (',' * 9_000_000).split(',') %}",
+    "words of a text": "{% set x = ('a ' * 4_000_000).split() %}",
+    "lines of a text": "{% set x = ('\\n' * 9_000_000).splitlines() %}",
+    "characters of a text": "{% set x = ('a' * 9_000_000)|list %}",
+    "long number": "{% set x = ([1" + "0" * 4000 + "] * 90_000)|join %}",
+    "long number of a text": "{% set x = ([('1' * 4000)|int] * 90_000)|join %}",
+    "concatenation": "{% set x = 'a' * 9_000_000 %}{% set y = x ~ x ~ x ~ x ~ x ~ x ~ x ~ x ~ x ~ x %}",
+}
 BOMBS = {
     "long range": "{% for i in range(10 ** 9) %}{% endfor %}",
     "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
@@ -146,6 +174,27 @@ def test_a_hostile_template_is_refused(name: str) -> None:
     with pytest.raises(ArtifactError, match="the chat template is hostile: ") as caught:
         check_template((ESCAPES | BOMBS)[name])
     assert "get the model again" in caught.value.mend
+
+
+@pytest.mark.parametrize("name", SWELLING)
+def test_memory_is_paid_for_before_it_is_taken(name: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArtifactError, match="the chat template is hostile: "):
+            check_template(SWELLING[name])
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_formats_of_honest_templates_are_free_of_charge() -> None:
+    template = (
+        "{{ '%s|%5.1f|%-4d' % (messages[0].content, 1.25, 7) }} {{ '%(a)s%(a)s'|format(a='b') }} "
+        "{{ '{0:>4}{0}{x}'.format(1, x=2) }} {{ 'a, b'.split(', ')|join('+') }} {{ 'aXa'.replace('X', '--') }}"
+    )
+    assert render(template, [{"role": "user", "content": "c" * 100_000}]) == (
+        "c" * 100_000 + "|  1.2|7    bb    112 a+b a--a"
+    )
 
 
 @pytest.mark.parametrize("name", [*ESCAPES, "long range", "text times number", "doubling by ~", "laughs in lists"])

@@ -15,6 +15,8 @@ _NUM_BINS = 44
 _MAX_WINDOWS = 400
 _DECADES = 5.0
 _FLOOR = 1e-12
+_HEADROOM = 1.3
+"""Room above the highest bar, in which two lines of text stand."""
 
 
 def plot_divergence(kld: NDArray[np.floating], *, mean: float, limit: float | None = None) -> str:
@@ -28,17 +30,21 @@ def plot_divergence(kld: NDArray[np.floating], *, mean: float, limit: float | No
     values = np.maximum(kld.reshape(-1).astype(np.float64), _FLOOR)
     high = max(float(values.max()), mean, limit or 0.0) * 1.3
     low = max(min(float(np.quantile(values, 0.01)), mean / 3), high / 10**_DECADES, _FLOOR)
+    if limit is not None and limit > 0:
+        low = max(min(low, limit / 2), _FLOOR)  # the limit stands inside the axis, not at its end
     edges = np.geomspace(low, high, _NUM_BINS + 1)
     shares = np.histogram(np.maximum(values, low), edges)[0] / len(values) * 100
     frame = Frame()
     x = _Decades(low, high, frame.left, frame.right)
-    y = LinearScale(0, float(shares.max()) * 1.18, frame.bottom, frame.top, " %", 4)
+    y = LinearScale(0, float(shares.max()) * _HEADROOM, frame.bottom, frame.top, " %", 4)
     said = f"mean {short_nats(mean)}, 99 % below {short_nats(float(np.quantile(values, 0.99)))} nats"
     canvas = Canvas(254, f"Divergence of each token's prediction from the reference's: {said}")
     canvas.axes(x, y, frame, x_title="divergence from the reference, nats", y_title="share of tokens")
     for left, right, share in zip(edges[:-1].tolist(), edges[1:].tolist(), shares.tolist(), strict=True):
         hint = f"{short_nats(left)} to {short_nats(right)} nats: {share:.2f} %"
         canvas.rect(x(left), y(share), x(right) - x(left) - 0.6, frame.bottom - y(share), "k1", hint)
+    marked = (mean,) if limit is None else (mean, limit)
+    canvas.dots += [(x(one), frame.top + 8 * step) for one in marked for step in range(5)]
     if limit is not None:
         canvas.line(x(limit), frame.top, x(limit), frame.bottom, "limit")
         places = [(x(limit) + 5, frame.top + 28, "start"), (x(limit) - 5, frame.top + 28, "end")]

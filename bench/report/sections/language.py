@@ -37,7 +37,8 @@ def show_language(target: TargetReport) -> Section | None:
         interval = None if ratio.lower is None or ratio.upper is None else (ratio.lower, ratio.upper)
         limit = _limit(target.verdicts, "perplexity", unit="ratio")
         svg = plot_windows(language.window_ratios(), estimate=ratio.value, interval=interval, limit=limit)
-        blocks.append(Figure(caption="Perplexity ratio of each window; the band is the interval of all.", svg=svg))
+        band = "; the band is the interval of all." if interval else "; the line is that of all together."
+        blocks.append(Figure(caption=f"Perplexity ratio of each window{band}", svg=svg))
     return Section(title="Predictions of a text", level=3, blocks=tuple(blocks))
 
 

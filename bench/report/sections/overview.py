@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bench.accuracy import Evaluation
     from bench.gates.judge import Subject
     from bench.language.evaluation import LanguageEvaluation
+    from bench.language.intervals import Estimate
     from bench.scenarios.generation import Generation
     from bench.scenarios.latency import Latency
     from bench.scenarios.start import Start
@@ -54,6 +55,8 @@ class _Row:
     speedup: Cell | None
     start: Start | None
     language: LanguageEvaluation | None = None
+    reference: Estimate | None = None
+    """Perplexity of a baseline that others are compared with."""
     generation: Generation | None = None
     max_mb: float | None = None
     """What the model file may have: no figure is rounded onto it."""
@@ -113,8 +116,17 @@ def _baseline_row(target: TargetReport, baseline: Subject) -> _Row:
         speedup=None,
         start=target.baseline_starts[0] if target.baseline_starts else None,
         generation=target.baseline_generation,
+        reference=_reference(target, baseline),
         is_baseline=True,
     )
+
+
+def _reference(target: TargetReport, baseline: Subject) -> Estimate | None:
+    """Perplexity of the model that the target's predictions were held against, where that is the baseline."""
+    language = target.language
+    if language is None or not language.has_reference or language.reference_artifact != baseline.digest:
+        return None
+    return language.reference_perplexity()
 
 
 def _target_row(target: TargetReport) -> _Row:
@@ -178,6 +190,8 @@ def _language_cells(row: _Row) -> tuple[Cell | None, ...]:
     """Perplexity, its ratio and the divergence; tokens read and written in a second."""
     one, written = row.language, row.generation
     perplexity = ratio = divergence = None
+    if row.reference is not None:
+        perplexity = show(row.reference.value)
     if one is not None:
         perplexity = show(one.perplexity().value)
     if one is not None and one.has_reference:

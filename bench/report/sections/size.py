@@ -36,6 +36,8 @@ _COLOURS = (
 )
 _OTHERS = NUM_COLOURS - 1
 """Colour of what is too little for one of its own."""
+_MAX_OPEN = 12
+"""Rows, from which on a table is opened by the reader."""
 _MIN_SHARE = 0.01
 """Of a model's files; below it a kind is drawn with the others."""
 
@@ -59,7 +61,8 @@ def show_sizes(report: ReleaseReport) -> list[Block]:
         (kind, *(_megabytes(sizes.kinds.get(kind)) for _, sizes in bars.values())) for kind in kinds
     ]
     rows.append(("all files", *(_megabytes(sizes.total_bytes) for _, sizes in bars.values())))
-    table = keep_filled(("what the files hold, MB", *(name for name, _ in bars.values())), rows)
+    summary = f"What the files hold: {len(kinds)} kinds of bytes" if len(kinds) > _MAX_OPEN else ""
+    table = keep_filled(("what the files hold, MB", *(name for name, _ in bars.values())), rows, summary=summary)
     return [Figure(caption="What the files hold.", svg=svg), *([table] if table else [])]
 
 

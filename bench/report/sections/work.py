@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -83,7 +84,8 @@ def show_generation(target: TargetReport) -> Section | None:
     head = ("model", "prompt tokens/s", "generated tokens/s", "CPU a token", "energy a token, mJ")
     speeds = keep_filled(head, rates, is_stacked=True)
     answers = f"{count(ours.num_requests, 'answer')} of up to {count(ours.max_tokens, 'token')}"
-    said = f"{ours.engine}; {answers}; {ours.inputs}."
+    inputs = re.sub(r"\b(\d+) to \1 tokens", r"\1 tokens", ours.inputs)
+    said = f"{ours.engine}; {answers}; {inputs}."
     blocks: list[Block] = [Text(said + meanwhile(ours.conditions))]
     blocks += [one for one in (speeds, table) if one is not None]
     return Section(title="Generation", level=3, blocks=tuple(blocks))

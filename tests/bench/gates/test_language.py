@@ -42,6 +42,7 @@ def language(
         kld=(kld * moods * rng.exponential(1.0, shape)).astype(np.float32),
         same_top=rng.random(shape) >= flips * moods,
         reference_engine="torch 2 (CPU, fp32)",
+        reference_artifact="sha256:fp32",
         reference_digest="sha256:reference",
     )
 
@@ -125,6 +126,89 @@ def test_evidence_that_is_missing_or_of_another_is_refused() -> None:
     broken.nll[2, 3] = np.nan
     with pytest.raises(ArtifactError, match="nll of window 3 is not finite"):
         judged({"perplexity": {"max": 9.0}}, language=broken)
+
+
+REFERENCED = ({"perplexity": {"max_ratio": 2.0}}, {"divergence": {"max_mean_kld": 1.0}}, {"flips": {"max_rate": 0.5}})
+
+
+@pytest.mark.parametrize("gates", REFERENCED)
+def test_predictions_held_against_anything_but_the_baseline_are_refused(gates: Mapping[str, Any]) -> None:
+    of_itself = replace(language(), reference_artifact="sha256:int8")
+    for named in ({}, {"baseline": None}):
+        with pytest.raises(ArtifactError, match="held against the artifact itself"):
+            judged(gates, language=of_itself, **named)
+        with pytest.raises(ArtifactError, match="does not say which artifact its reference is"):
+            judged(gates, language=replace(language(), reference_artifact=None), **named)
+    with pytest.raises(ArtifactError, match="held against sha256:other…, but the baseline is sha256:fp32…"):
+        judged(gates, language=replace(language(), reference_artifact="sha256:other"))
+    [verdict] = judged(gates, language=language(), baseline=None)
+    assert verdict.verdict is Outcome.PASS
+    assert "against torch 2 (CPU, fp32) of sha256:fp32" in verdict.reason
+    assert judged({"perplexity": {"max": 900.0}}, language=of_itself)[0].verdict is Outcome.PASS
+
+
+def worse(than: LanguageEvaluation, ratio: float) -> LanguageEvaluation:
+    noise = 0.02 * np.random.default_rng(5).normal(size=than.nll.shape)
+    return replace(than, nll=(than.nll + math.log(ratio) + noise - noise.mean()).astype(np.float32))
+
+
+def test_the_perplexity_is_judged_against_an_earlier_releases_on_the_same_tokens() -> None:
+    before = replace(language(), artifact_digest="sha256:before", reference_artifact="sha256:checkpoint")
+    gates = {"regression": {"max_perplexity_ratio": 1.01}}
+
+    def at(ratio: float) -> Verdict:
+        ours = replace(worse(before, ratio), artifact_digest="sha256:int8")
+        return judged(gates, language=ours, baseline_language=before, baseline=built.subject("before"))[0]
+
+    outcomes = [at(ratio).verdict for ratio in (1.0, 1.01, 1.02)]
+    assert outcomes == [Outcome.PASS, Outcome.INCONCLUSIVE, Outcome.FAIL]
+    assert at(1.02).gate == "regression.max_perplexity_ratio"
+    assert at(1.02).estimate == pytest.approx(1.02, rel=1e-3)
+    assert "× that of the baseline" in at(1.0).reason
+
+
+def test_without_an_earlier_release_the_perplexity_is_judged_against_the_baseline() -> None:
+    gates = {"regression": {"max_perplexity_ratio": 1.03}}
+    assert judged(gates, language=language(ratio=1.02))[0].verdict is Outcome.PASS
+    assert judged(gates, language=language(ratio=1.04))[0].verdict is Outcome.FAIL
+    with pytest.raises(ArtifactError, match="but the baseline is"):
+        judged(gates, language=language(), baseline=built.subject("before"))
+
+
+def test_perplexities_of_different_tokens_are_not_compared() -> None:
+    gates, before = {"regression": {"max_perplexity_ratio": 9.0}}, replace(language(), artifact_digest="sha256:fp32")
+    for other in (replace(before, windows_digest="sha256:others"), replace(before, nll=before.nll[:-1])):
+        with pytest.raises(UsageError, match="the perplexities cannot be compared"):
+            judged(gates, language=language(), baseline_language=other)
+    with pytest.raises(UsageError, match="needs the artifact's predictions on a text"):
+        judged(gates, baseline_language=before)
+    with pytest.raises(ArtifactError, match="the baseline's measurement on text is of sha256:int8"):
+        judged(gates, language=language(), baseline_language=language())
+    alone = replace(language(), reference_nll=None, kld=None, same_top=None)
+    with pytest.raises(UsageError, match="needs predictions of the earlier release"):
+        judged(gates, language=alone)
+
+
+def test_no_flip_in_few_windows_shows_little_and_says_how_many_would() -> None:
+    gates = {"flips": {"max_rate": 0.02}}
+
+    def unchanged(num_windows: int) -> Verdict:
+        one = language(num_windows)
+        return judged(gates, language=replace(one, same_top=np.ones_like(one.nll, dtype=bool)))[0]
+
+    few, many = unchanged(20), unchanged(149)
+    assert few.verdict is Outcome.INCONCLUSIVE
+    assert few.num_needed == 149
+    assert "about 149 windows of text would settle it" in few.reason
+    assert many.verdict is Outcome.PASS
+    assert many.bound is not None
+    assert many.bound == pytest.approx(1 - 0.05 ** (1 / 149))
+
+
+def test_the_gate_and_the_report_bound_flips_alike() -> None:
+    one = language(flips=0.05)
+    [verdict] = judged({"flips": {"max_rate": 0.5, "confidence": 0.975}}, language=one)
+    assert verdict.bound == pytest.approx(1 - (one.same_top_rate().lower or 0))
 
 
 def answers(texts: list[str], of: str = "int8") -> Answers:
@@ -258,6 +342,11 @@ def test_a_missing_generation_is_named_and_a_device_leaves_it_open() -> None:
         ({"throughput": {"min_per_second": 2}}, "text-generation", r"throughput gate .*\n.*min_tokens_per_second"),
         ({"latency": {"max_ms": 2}}, "text-generation", r"latency gate .*\n.*scenario load"),
         ({"regression": {"max_slowdown": 0.1}}, "text-generation", r"regression gate .*\n.*Leave max_slowdown out"),
+        (
+            {"regression": {"max_perplexity_ratio": 1.1}},
+            "text-classification",
+            "max_perplexity_ratio limits how well a text is predicted",
+        ),
         ({"accuracy": {"metric": "f1", "min": 0.5}}, "text-generation", "text-generation has no metric 'f1'"),
         ({"devices": {"*": {"cpu": {"max_ms": 2}}}}, "text-generation", r"the devices\.\*\.cpu gate"),
     ],
@@ -279,7 +368,7 @@ def test_a_language_model_can_have_all_gates_that_fit_it() -> None:
         "memory": {"max_mb": 900},
         "start": {"max_ms": 1000},
         "latency": {"scenario": "load", "max_ms": 900},
-        "regression": {"max_growth": 0.1, "max_drop": 0.1},
+        "regression": {"max_growth": 0.1, "max_drop": 0.1, "max_perplexity_ratio": 1.01},
     }
     check_gates(Gates.model_validate(gates), "text-generation")
 
@@ -289,17 +378,15 @@ def test_what_a_language_model_needs_follows_from_its_gates() -> None:
         Gates.model_validate({"perplexity": {"max_ratio": 1.1}}),
         Gates.model_validate({"perplexity": {"max": 9}}),
     )
-    assert ratio.needs_language
     assert ratio.needs_language_reference
     assert ratio.needs_baseline
     assert not ratio.absolute.are_set
-    assert alone.needs_language
     assert not alone.needs_language_reference
     assert not alone.needs_baseline
     assert Gates.model_validate({"flips": {"max_rate": 0.1}}).needs_language_reference
-    assert Gates.model_validate({"generation": {"max_ttft_ms": 9}}).needs_generation
     assert Gates.model_validate({"accuracy": {"min": 0.1}}).needs_answers
-    assert not Gates.model_validate({"accuracy": {"min": 0.1}}).needs_baseline_answers
+    assert Gates.model_validate({"regression": {"max_drop": 0.1}}).needs_answers
+    assert not ratio.needs_answers
     faulty: tuple[Mapping[str, Any], ...] = (
         {"perplexity": {}},
         {"generation": {}},

@@ -59,25 +59,17 @@ def test_what_must_be_measured_follows_from_the_gates() -> None:
     assert gates.scenarios == {("single", None), ("server", 50.0), ("load", None)}
     assert gates.metrics == (None, "f1_macro", "mcc")
     assert gates.needs_baseline
-    assert gates.needs_evaluation
-    assert gates.needs_baseline_evaluation
     assert gates.needs_classes
-    assert gates.needs_footprint
-    assert gates.needs_start
     assert gates.needs_throughput
-    assert gates.needs_duet
     bare = Gates(size=SizeGate(max_mb=5))
     assert bare.are_set
     assert bare.scenarios == frozenset()
-    assert not any((bare.needs_baseline, bare.needs_evaluation, bare.needs_duet, bare.needs_start))
+    assert not bare.needs_baseline
     assert Gates.model_validate({"cpu": {"max_ms": 5}}).scenarios == {("single", None)}
-    assert not Gates.model_validate({"accuracy": {"min": 0.5}}).needs_baseline_evaluation
-    assert Gates.model_validate({"flips": {"max_rate": 0.5}}).needs_baseline_evaluation
     growth = Gates.model_validate({"regression": {"max_growth": 0.1}})
     assert growth.needs_baseline
-    assert not any((growth.needs_duet, growth.needs_evaluation, growth.kinds()))
+    assert not growth.kinds()
     device = Gates(devices={"*": MachineGates(speed=SpeedGate(min_speedup=2))})
-    assert device.needs_duet
     assert device.needs_baseline
 
 

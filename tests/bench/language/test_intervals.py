@@ -57,8 +57,19 @@ def test_no_change_among_many_tokens_bounds_the_share_but_not_at_nothing() -> No
     assert bounds is not None
     assert opposite is not None
     assert bounds.lower == 0
-    assert bounds.upper == pytest.approx(-math.log(0.05) / 1275, rel=0.01)
+    assert bounds.upper == pytest.approx(1 - 0.05 ** (1 / 10))
     assert opposite.lower == pytest.approx(1 - bounds.upper)
+
+
+def test_a_change_that_few_windows_have_in_full_is_not_excluded_by_windows_without() -> None:
+    rng, num_runs = np.random.default_rng(0), 400
+    num_below = 0
+    for _ in range(num_runs):
+        happened = np.repeat(rng.random((12, 1)) < 0.02, 255, axis=1)
+        bounds = clustered_share(happened, confidence=0.95)
+        assert bounds is not None
+        num_below += bounds.upper < 0.02
+    assert num_below <= 0.05 * num_runs
 
 
 def test_equal_windows_have_no_spread_and_few_have_no_bounds() -> None:

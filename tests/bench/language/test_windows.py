@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.language.windows import cut_windows, read_text, windows_of
-from edgesmith.errors import DataError, UsageError
+from bench.language.windows import cut_windows, find_added, read_text, windows_of
+from edgesmith.errors import DataError, UnsupportedError, UsageError
 from tests.bench.language.engines import KnownEngine
 
 
@@ -41,6 +41,23 @@ def test_what_an_engine_begins_texts_with_begins_every_window() -> None:
     assert windows.input_of(3)[0] == 1
     with pytest.raises(UsageError, match=r"a window of 128 tokens does not fit into the 64"):
         windows_of(KnownEngine(), "text", 128)
+
+
+def test_what_is_added_is_found_where_a_texts_pieces_change_with_it() -> None:
+    def marked(text: str, adds: bool) -> list[int]:
+        return [1, *([900 + ord(text[0])] if text else []), 2] if adds else [ord(one) for one in text]
+
+    assert find_added(marked) == ([1], [2])
+    assert find_added(lambda text, adds: [ord(one) for one in text]) == ([], [])
+    assert find_added(lambda text, adds: [1] * adds + [ord(one) for one in text]) == ([1], [])
+    assert find_added(lambda text, adds: [ord(one) for one in text] + [2] * adds) == ([], [2])
+
+
+def test_what_is_added_and_cannot_be_told_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="cannot be told from those of a text"):
+        find_added(lambda text, adds: [5, 6] if adds else [1])
+    with pytest.raises(UnsupportedError, match="cannot be told from those of a text"):
+        find_added(lambda text, adds: [len(text) and ord(text)] * adds + [1])
 
 
 def test_equal_digests_mean_equal_windows() -> None:

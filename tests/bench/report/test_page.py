@@ -335,3 +335,14 @@ def test_colours_can_be_told_from_their_ground(colours: dict[str, str]) -> None:
         assert _contrast(colours["ink"], colours[f"{state}-tint"]) >= 4.5, state
     for kind in range(8):
         assert _contrast(colours["onbar"], colours[f"k{kind}"]) >= 3, kind
+
+
+def test_a_long_table_waits_for_its_reader(release: ReleaseReport) -> None:
+    kinds = {f"part {number}": 1_000_000 for number in range(20)}
+    sizes = replace(built.tensors("server", is_int8=True), kinds=kinds)
+    long = to_html(replace(release, targets=(replace(release.targets[0], tensors=sizes, baseline_tensors=None),)))
+    assert "<details><summary>What the files hold: 20 kinds of bytes</summary>" in long
+    assert "part 19" in long.split("<details>")[1].split("</details>")[0]
+    short = replace(sizes, kinds={"weights": 5_000_000})
+    one = replace(release, targets=(replace(release.targets[0], tensors=short, baseline_tensors=None),))
+    assert "<details" not in to_html(one)

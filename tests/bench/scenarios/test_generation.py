@@ -1,19 +1,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bench.machine.energy import EnergyMeter
 from bench.machine.machine import describe_machine
+from bench.scenarios import generate
 from bench.scenarios.generate import GenerationOptions, measure_generation
 from bench.scenarios.generation import CHUNKS, GENERATION, Generation
 from edgesmith.errors import ArtifactError, DataError, UsageError
 from export.reference_generation import TorchGenerationEngine
 from serve.runtime import open_generation_engine
+from serve.runtime.generation import TextChunk
 from tests.bench.gguf_built import build_gguf
 from tests.export.generators import bytes_tokenizer, save_chain
 
@@ -105,6 +110,36 @@ def test_an_answer_without_text_is_later_than_every_limit() -> None:
 def test_a_figure_that_there_is_not_is_refused(measured: Generation) -> None:
     with pytest.raises(UsageError, match="Use ttft, tpot or itl"):
         measured.percentile("ttfb", 50)
+
+
+class Meterable:
+    """An engine whose text between the prompts takes 10 J and whose answers take 2 J, as the kernel's counter says."""
+
+    def __init__(self, engine: TorchGenerationEngine, counter: Path) -> None:
+        self.engine, self.counter = engine, counter
+        self.name = engine.name
+
+    def generate(self, prompt: str, *, max_tokens: int) -> Iterator[TextChunk]:
+        spent = 10_000_000 if prompt == generate._OTHER_TEXT else 2_000_000
+        self.counter.write_text(f"{int(self.counter.read_text()) + spent}\n")
+        yield from self.engine.generate(prompt, max_tokens=max_tokens)
+
+    def count_prompt_tokens(self, prompt: str) -> int:
+        return self.engine.count_prompt_tokens(prompt)
+
+
+def test_energy_is_that_of_the_timed_answers(
+    engine: TorchGenerationEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zone = tmp_path / "intel-rapl:0"
+    zone.mkdir()
+    (zone / "energy_uj").write_text("0\n")
+    (zone / "max_energy_range_uj").write_text(f"{10**12}\n")
+    monkeypatch.setattr(generate, "EnergyMeter", partial(EnergyMeter, tmp_path))
+    found = measure_generation(Meterable(engine, zone / "energy_uj"), ["a", "bca"], options=FEW)  # type: ignore[arg-type]
+    assert found.energy_mj == pytest.approx(2000 / 8)  # answers of 8 tokens
+    monkeypatch.setattr(generate, "EnergyMeter", partial(EnergyMeter, tmp_path / "nowhere"))
+    assert measure_generation(engine, ["a"], options=FEW).energy_mj is None
 
 
 def test_what_was_measured_reads_back(measured: Generation, tmp_path: Path) -> None:

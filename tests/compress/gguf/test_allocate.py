@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.gguf.allocate import Allocator, Budget, allocate_bits
+from compress.gguf.allocate import Allocator, Budget
 from compress.gguf.sensitivity import Choice, FixedTensor, Sensitivity, TensorSensitivity
 from compress.gguf.types import TENSOR_TYPES
 from edgesmith.errors import UsageError
@@ -36,12 +36,12 @@ def table(*weights: float, num_values: int = 32 * 1024, fixed: tuple[FixedTensor
 
 
 def test_the_more_sensitive_tensor_gets_more_bits() -> None:
-    one_each = allocate_bits(table(1, 100), Budget(bits_per_weight=(4.5 + 8.5) / 2))
+    one_each = Allocator(table(1, 100)).allocate(Budget(bits_per_weight=(4.5 + 8.5) / 2))
     assert one_each.tensor_types == {"blk.0.ffn_up.weight": "Q4_0", "blk.1.ffn_up.weight": "Q8_0"}
 
 
 def test_equally_sensitive_tensors_get_the_same_type_when_there_is_room_for_it() -> None:
-    assert set(allocate_bits(table(1, 1, 1), Budget(bits_per_weight=5.5)).tensor_types.values()) == {"Q5_0"}
+    assert set(Allocator(table(1, 1, 1)).allocate(Budget(bits_per_weight=5.5)).tensor_types.values()) == {"Q5_0"}
 
 
 @given(weights=st.lists(st.floats(0.01, 100), min_size=1, max_size=6), budgets=st.lists(st.floats(4.6, 9), min_size=2))
@@ -77,8 +77,8 @@ def test_a_scale_above_one_buys_more_bytes() -> None:
 def test_tensors_without_choice_count_and_are_reported() -> None:
     norm = FixedTensor(name="output_norm.weight", type="F32", num_values=1000, size_bytes=4000, why="vector")
     unknown = FixedTensor(name="blk.0.x.weight", type="Q8_0", num_values=3200, size_bytes=3400, why="not measured")
-    without = allocate_bits(table(1), Budget(max_mb=1))
-    allocation = allocate_bits(table(1, fixed=(norm, unknown)), Budget(max_mb=1))
+    without = Allocator(table(1)).allocate(Budget(max_mb=1))
+    allocation = Allocator(table(1, fixed=(norm, unknown))).allocate(Budget(max_mb=1))
     assert allocation.size_bytes == without.size_bytes + 4000 + 3400 + -3400 % 32
     assert allocation.tensor_types == without.tensor_types | {"blk.0.x.weight": "Q8_0"}
     assert allocation.not_measured == ("blk.0.x.weight",)
@@ -86,9 +86,9 @@ def test_tensors_without_choice_count_and_are_reported() -> None:
 
 def test_a_budget_below_the_smallest_types_names_the_least() -> None:
     with pytest.raises(UsageError, match=r"0\.01 MB is less than these types can reach: 0\.020 MB is the least"):
-        allocate_bits(table(1), Budget(max_mb=0.01))
+        Allocator(table(1)).allocate(Budget(max_mb=0.01))
     with pytest.raises(UsageError, match="mean KLD 1e-09 is less than these types can reach"):
-        allocate_bits(table(1), Budget(max_mean_kld=1e-9))
+        Allocator(table(1)).allocate(Budget(max_mean_kld=1e-9))
 
 
 def test_a_budget_is_one_positive_figure() -> None:

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 
-from compress.gguf.imatrix import Imatrix, ImatrixEntry, combine, read_imatrix, write_imatrix
+from compress.gguf.imatrix import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
 from edgesmith.errors import ArtifactError, UsageError
 
 
@@ -138,34 +138,6 @@ def test_counts_that_do_not_belong_to_the_sums_are_refused(matrix: Imatrix, tmp_
     path.write_bytes(path.read_bytes().replace(b"ffn_up.weight.counts", b"ffn_xx.weight.counts"))
     with pytest.raises(ArtifactError, match=r"ffn_up\.weight' has sums of shape \[1, 7\] and counts of shape \[0, 0\]"):
         read_imatrix(path)
-
-
-def test_combining_is_reading_both_texts(matrix: Imatrix) -> None:
-    other = Imatrix(
-        entries={"blk.0.ffn_up.weight": entry(1, 7, count=30, seed=5)}, datasets=("poems.txt",), num_windows=2
-    )
-    both = combine([matrix, other])
-    name = "blk.0.ffn_up.weight"
-    np.testing.assert_allclose(both.entries[name].sums, matrix.entries[name].sums + other.entries[name].sums)
-    assert both.entries[name].counts.tolist() == [40]
-    assert both.datasets == ("novel.txt", "Ωμέγα", "poems.txt")
-    assert (both.num_windows, both.num_tokens) == (6, 40)
-
-
-def test_the_older_format_combines_with_experts(matrix: Imatrix) -> None:
-    name = "blk.0.ffn_down_exps.weight"
-    flat = Imatrix(entries={name: ImatrixEntry(np.ones((1, 15)), np.array([10.0]))})
-    both = combine([matrix, flat])
-    assert both.entries[name].counts.tolist() == [20, 20, 20]
-    np.testing.assert_allclose(both.entries[name].sums, matrix.entries[name].sums + 1)
-
-
-def test_matrices_of_two_models_do_not_combine(matrix: Imatrix) -> None:
-    other = Imatrix(entries={"blk.0.ffn_up.weight": entry(1, 9)})
-    with pytest.raises(UsageError, match=r"ffn_up\.weight has 7 inputs in one.*9 in another"):
-        combine([matrix, other])
-    with pytest.raises(UsageError, match="no importance matrix"):
-        combine([])
 
 
 def test_an_expert_that_saw_nothing_weighs_all_inputs_alike() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,9 +46,31 @@ def test_no_other_choice_within_the_budget_loses_less(items: list[list[Option]],
 @settings(max_examples=200, deadline=None)
 def test_a_coarse_table_still_keeps_the_budget(items: list[list[Option]], budget: int, most_units: int) -> None:
     frontier = solve(items, most_units=most_units)
-    units = frontier.units_within(budget)
-    if units is not None:
-        assert totals(items, frontier.options(units))[0] <= budget
+    units, chosen = frontier.units_within(budget), frontier.options_within(budget)
+    assert (units is None) == (chosen is None)
+    if units is not None and chosen is not None:
+        cost, loss = totals(items, frontier.options(units))
+        assert cost <= budget
+        filled_cost, filled_loss = totals(items, chosen)
+        assert filled_cost <= budget
+        assert filled_loss <= loss
+        for item, options in enumerate(items):  # no single change fits into what is left and gains anything
+            now = options[chosen[item]]
+            assert not any(one.cost - now.cost <= budget - filled_cost and one.loss < now.loss for one in options)
+
+
+def test_what_rounding_leaves_of_a_budget_is_spent() -> None:
+    """Every option costs a little more than one unit, and counts as two: half of the budget would stay unused."""
+    items = [[Option(0, 1.0), Option(101, 0.1)] for _ in range(8)]
+    items.append([Option(0, 0.0), Option(800 * 100 - 8 * 101, 0.0)])  # makes the unit large
+    frontier = solve(items, most_units=800)
+    assert frontier.unit == 100
+    units = frontier.units_within(8 * 101)
+    assert units is not None
+    assert totals(items, frontier.options(units)) == (4 * 101, pytest.approx(4.4))
+    chosen = frontier.options_within(8 * 101)
+    assert chosen is not None
+    assert totals(items, chosen) == (8 * 101, pytest.approx(0.8))
 
 
 @given(items=ITEMS)

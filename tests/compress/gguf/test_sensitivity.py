@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -272,12 +273,51 @@ def test_no_text_is_refused(subject: Subject) -> None:
         collect_fisher(subject.model, subject.names, [[1], []])
 
 
-def test_a_tensor_that_was_not_measured_is_kept_at_eight_bits(subject: Subject) -> None:
-    left = {name: factor for name, factor in subject.fisher.factors.items() if name != "blk.0.attn_v.weight"}
+@pytest.mark.parametrize(("name", "expected"), [("token_embd.weight", "Q8_0"), ("blk.0.attn_v.weight", "Q4_0")])
+def test_of_what_was_not_measured_only_embeddings_are_kept_at_eight_bits(
+    subject: Subject, name: str, expected: str
+) -> None:
+    left = {one: factor for one, factor in subject.fisher.factors.items() if one != name}
     found = measure_sensitivity(subject.source, replace(subject.fisher, factors=left), candidates=("Q4_0", "Q8_0"))
-    allocation = Allocator(found).allocate(Budget(max_mean_kld=1.0))
-    assert allocation.not_measured == ("blk.0.attn_v.weight",)
-    assert allocation.tensor_types["blk.0.attn_v.weight"] == "Q8_0"
+    allocation = Allocator(found).allocate(Budget(max_mean_kld=10.0))
+    assert allocation.not_measured == (name,)
+    assert allocation.tensor_types[name] == expected
+
+
+class TwoLayers(torch.nn.Module):
+    """Says the next token from the last one alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inputs = torch.randn(50, 12)
+        self.first, self.second = torch.nn.Linear(12, 16, bias=False), torch.nn.Linear(16, 50, bias=False)
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+        del use_cache
+        return SimpleNamespace(logits=self.second(torch.tanh(self.first(self.inputs[input_ids]))) * 2)
+
+
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_damage_is_the_divergence_that_small_changes_make(name: str) -> None:
+    """In nats per token, not twice or half of it: against the divergence itself, in double precision."""
+    model = TwoLayers()
+    texts = np.random.default_rng(0).integers(0, 50, (40, 250)).tolist()
+    fisher = collect_fisher(model, {"first.weight": "first", "second.weight": "second"}, texts)
+    model.double().inputs = model.inputs.double()
+    tokens, weight = torch.tensor(texts[:16]).reshape(1, -1), model.get_parameter(f"{name}.weight")
+    random = np.random.default_rng(1)
+    predicted, measured = [], []
+    with torch.no_grad():
+        expected, unchanged = model(tokens, False).logits.log_softmax(-1), weight.clone()
+        for _ in range(40):
+            change = 1e-3 * random.standard_normal(tuple(weight.shape)).astype(np.float32)
+            factor = fisher.factors[name]
+            predicted.append(float(factor.damage_of_rows(change) @ factor.rows[0]))
+            weight.copy_(unchanged + torch.from_numpy(change))
+            changed = model(tokens, False).logits.log_softmax(-1)
+            measured.append(float((expected.exp() * (expected - changed)).sum(-1).mean()))
+    assert np.mean(predicted) == pytest.approx(np.mean(measured), rel=0.1)
 
 
 def test_a_divergence_needs_text_to_measure_on(subject: Subject, tmp_path: Path) -> None:

@@ -40,6 +40,14 @@ def test_logits_are_those_of_torch(precision: Precision) -> None:
     assert found.mean_kld <= {**TOLERANCES, **TRIPWIRES}[precision].mean_kld
 
 
+def test_only_floats_are_proven_here() -> None:
+    """What no rounding to four bits reaches is no proof of quality: it has a name of its own."""
+    assert TOLERANCES.keys() == {"fp32", "fp16"}
+    assert TRIPWIRES.keys() == {"int8", "int4"}
+    assert check_logits.__doc__ is not None
+    assert "no verification" in check_logits.__doc__
+
+
 def test_finer_weights_are_nearer_and_larger() -> None:
     order: tuple[Precision, ...] = ("int4", "int8", "fp16", "fp32")
     klds = [check_logits(tiny_llama(), built_llama(one).folder, texts=TEXTS, precision=one).mean_kld for one in order]

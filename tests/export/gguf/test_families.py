@@ -187,6 +187,17 @@ def test_an_expert_that_is_missing_is_found(tiny_checkpoint: Callable[..., Path]
         to_gguf(checkpoint, tmp_path / "model.gguf", dtype="f32")
 
 
+def test_two_weights_of_one_place_are_both_named(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint("LlamaConfig")
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["layers.1.mlp.up_proj.weight"] = 2 * weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError) as caught:
+        to_gguf(checkpoint, tmp_path / "model.gguf", dtype="f32")
+    for part in ("'layers.1.mlp.up_proj.weight'", "'model.layers.1.mlp.up_proj.weight'", "blk.1.ffn_up.weight"):
+        assert part in caught.value.message
+
+
 @pytest.mark.parametrize("config_class", ["MistralConfig", "MixtralConfig", "Phi3Config"])
 def test_a_window_shorter_than_the_context_becomes_the_context(
     config_class: str, tiny_checkpoint: Callable[..., Path], tmp_path: Path

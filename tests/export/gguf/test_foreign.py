@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgesmith.errors import ArtifactError, EdgesmithError, UnsupportedError, UsageError
-from export.gguf.foreign import convert_with, converter_script
+from export.gguf.foreign import convert_with, converter_digest, converter_script
 from export.gguf.logit_parity import check_logits
 from export.gguf.to_gguf import to_gguf
 from export.gguf.tokenizer_parity import check_tokenizer
@@ -90,6 +90,51 @@ def test_it_gets_nothing_of_the_users_environment(
     assert environment["HOME"] == environment["TMPDIR"] == folder != str(Path.home())
     assert given == ""
     assert not Path(folder).exists()
+
+
+def test_what_it_prints_fills_no_disk(tiny_checkpoint: Maker, tmp_path: Path) -> None:
+    seen = tmp_path / "seen.json"
+    code = (
+        "print('line\\n' * 10**6, flush=True)\n"
+        f"Path({str(seen)!r}).write_text(json.dumps([one.stat().st_size for one in Path('.').rglob('*')]))"
+    )
+    with pytest.raises(UnsupportedError, match=r"but wrote no file(\n    line){12}\s"):
+        convert_with(write(tmp_path / "mine.py", code), tiny_checkpoint("LlamaConfig"), tmp_path / "model.gguf")
+    assert sum(json.loads(seen.read_text())) == 0
+
+
+def test_a_converter_is_known_by_all_of_its_code(tmp_path: Path) -> None:
+    checkout = kinds(tmp_path, tmp_path / "made.gguf")["checkout"]
+    parts = [checkout / "gguf-py" / "gguf" / "constants.py", checkout / "conversion" / "llama.py"]
+    for part in parts:
+        part.parent.mkdir(parents=True)
+        part.write_text("x = 1\n")
+    before = converter_digest(checkout)
+    script = checkout / "convert_hf_to_gguf.py"
+    assert before == converter_digest(checkout) == converter_digest(script)
+    (checkout / ".git").mkdir()
+    for path in (checkout / "README.md", checkout / ".git" / "hook.py"):
+        path.write_text("nothing that a conversion reads")
+    assert converter_digest(checkout) == before
+    seen = {before}
+    for part in (*parts, script):
+        part.write_text(part.read_text() + "y = 2\n")
+        seen.add(converter_digest(checkout))
+    parts[0].rename(parts[0].with_name("names.py"))
+    seen.add(converter_digest(checkout))
+    assert len(seen) == 5
+
+
+def test_a_single_program_is_known_by_its_bytes(tmp_path: Path) -> None:
+    program = write(tmp_path / "mine", "pass", executable=True)
+    (tmp_path / "other.py").write_text("x = 1\n")
+    before = converter_digest(program)
+    (tmp_path / "other.py").write_text("x = 2\n")
+    assert converter_digest(program) == before
+    write(program, "sys.exit()", executable=True)
+    assert converter_digest(program) != before
+    with pytest.raises(UsageError, match="no such converter"):
+        converter_digest(tmp_path / "missing")
 
 
 FAILURES: dict[str, tuple[str, type[EdgesmithError], str]] = {
