@@ -87,15 +87,13 @@ def stored_dtype(checkpoint: Path) -> FloatType:
         UnsupportedError: they are no floats of 16 or 32 bits.
     """
     from compress.checkpoint import open_checkpoint
+    from serve.runtime.gguf_file import most_bytes
 
-    sizes: dict[str, int] = {}
-    for entry in open_checkpoint(checkpoint).entries.values():
-        sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.size_bytes
-    most = max(sizes, key=lambda dtype: sizes[dtype])
+    most = most_bytes((entry.dtype, entry.size_bytes) for entry in open_checkpoint(checkpoint).entries.values())
     if most not in _STORED:
         raise UnsupportedError(
             f"{checkpoint}: most of its weights are stored as {most}, which is no plain float type",
-            mend="Merge into the unquantized base and convert that.",
+            mend="Start from the unquantized checkpoint.",
         )
     return _STORED[most]
 
@@ -108,10 +106,7 @@ def file_dtype(path: Path) -> FloatType:
     """
     from serve.runtime.gguf_file import read_gguf
 
-    sizes: dict[str, int] = {}
-    for tensor in read_gguf(path).tensors.values():
-        sizes[tensor.block_type.name] = sizes.get(tensor.block_type.name, 0) + tensor.size_bytes
-    most = max(sizes, key=lambda name: sizes[name])
+    most = read_gguf(path).main_type
     if most not in _STORED:
         raise UnsupportedError(f"{path}: most of its weights are quantized ({most})")
     return _STORED[most]
