@@ -135,6 +135,14 @@ def _check_destination(out: Path, recipe: Recipe) -> None:
         if name in _TAKEN:
             raise UsageError(f"targets.{name}: a folder of that name is written beside the targets; choose another")
         check_replaceable(out / name, target.format)
+    if out.is_dir() and not (out / RELEASE).is_file():  # what a killed run left is known by its names
+        ours = {*_TAKEN, *recipe.targets}
+        others = [path.name for path in sorted(out.iterdir()) if path.name not in ours and path.name[0] != "."]
+        if others:
+            raise UsageError(
+                f"{out}: holds {', '.join(others[:3])}{' …' if len(others) > 3 else ''} and no release",
+                mend="Choose another folder with -o/--out.",
+            )
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=out).close()

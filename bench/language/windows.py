@@ -195,7 +195,7 @@ def read_text(path: Path, column: str = _COLUMN) -> str:
         DataError: The file is missing, empty, not UTF-8, or a row has no such text.
         StorageError: The file cannot be read.
     """
-    from edgesmith.data import FORMATS, read_rows
+    from edgesmith.data import FORMATS, check_no_nul, encoding_mend, read_rows
 
     suffix = path.suffix.lower()
     if suffix not in TEXT_SUFFIXES and suffix not in FORMATS:
@@ -213,8 +213,9 @@ def read_text(path: Path, column: str = _COLUMN) -> str:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(
             f"{path}:{line}: byte 0x{content[error.start]:02x} is not UTF-8",
-            mend=f"Save the file as UTF-8, for example: iconv -f LATIN1 -t UTF-8 {path.name}",
+            mend=encoding_mend(content, path),
         ) from error
+    check_no_nul(text, str(path), path)
     if not text.strip():
         raise DataError(f"{path} holds no text", mend="Give a text.")
     return text
