@@ -27,8 +27,8 @@ demo: $(READY)  ## fine-tune MiniLM on news texts, then: merge, export, quantize
 demo-llm: $(READY)  ## fine-tune SmolLM2 on a novel, then: merge, GGUF Q4_K_M and int4 ONNX, verify, measure, judge, write
 	@examples/novel/run.sh
 
-test: $(READY)  ## run all tests, the slow ones too
-	@$(BIN)/python -m pytest $(PYTEST)
+test: $(READY)  ## run all tests, the slow ones too, two files at a time
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
 
 lint: $(READY)  ## style, format, types, and who may import whom
 	@$(BIN)/python -m ruff check .

@@ -79,6 +79,18 @@ class Walk(ABC):
     def targets(self, checkpoint: Artifact | None) -> tuple[TargetResult, ...]:
         """Make and measure every target."""
 
+    def check_gates(self, target: str) -> None:
+        """Refuse a target's gates that its task cannot be judged by, or that nothing will be measured for."""
+        from bench.gates.judge import check_gates
+
+        gates = self.recipe.gates_of(target)
+        check_gates(gates, self.recipe.task)
+        if any(scenario == "load" for scenario, _ in gates.scenarios):
+            raise UsageError(
+                "gates.latency: scenario load is measured on a running server, which `run` does not start",
+                mend="Keep that gate in a file of its own: `edgesmith load`, then `edgesmith gate --gates FILE`.",
+            )
+
     def rows(self, path: str, num: int | None, key: str) -> Rows:
         """Rows of a file that the recipe names at `key`."""
         return Rows(path=self.data_file(path, key), num=num, seed=self.recipe.seed, columns=self.recipe.data.columns)

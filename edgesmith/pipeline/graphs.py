@@ -65,8 +65,6 @@ class GraphWalk(Walk):
 
     def check_files(self) -> None:
         """Find before any work what would stop it at the end."""
-        from bench.gates.judge import check_gates
-
         assert self._all_rows.path is not None
         for _ in read_rows(self._all_rows.path):
             pass
@@ -77,13 +75,7 @@ class GraphWalk(Walk):
                 mend="Calibrate on training rows.",
             )
         for name in self.recipe.targets:
-            gates = self.recipe.gates_of(name)
-            check_gates(gates, self.recipe.task)
-            if any(scenario == "load" for scenario, _ in gates.scenarios):
-                raise UsageError(
-                    "gates.latency: scenario load is measured on a running server, which `run` does not start",
-                    mend="Keep that gate in a file of its own: `edgesmith load`, then `edgesmith gate --gates FILE`.",
-                )
+            self.check_gates(name)
             self._given_baseline(name)
             self.previous(name, ("onnx",))
 

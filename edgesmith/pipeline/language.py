@@ -78,11 +78,8 @@ class LanguageWalk(Walk):
 
     def _check_gates(self, name: str) -> None:
         """Refuse what nothing will be measured for."""
-        from bench.gates.judge import check_gates
-
-        gates = self.recipe.gates_of(name)
-        check_gates(gates, self.recipe.task)
-        if gates.needs_answers and self._prompts is None:
+        self.check_gates(name)
+        if self.recipe.gates_of(name).needs_answers and self._prompts is None:
             raise UsageError(
                 "gates.accuracy (and regression.max_drop) judge a language model's answers, and there are no prompts",
                 mend="Set data.prompts, a file of rows with `prompt` and `reference`.",

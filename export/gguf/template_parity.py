@@ -115,15 +115,7 @@ class _Comparison:
                 f"{checkpoint}: transformers cannot load its tokenizer: {error}",
                 mend="Get the tokenizer again from the model's source.",
             ) from error
-        self.bos, self.eos = (self._text_of(f"tokenizer.ggml.{role}_token_id") for role in ("bos", "eos"))
-
-    def _text_of(self, key: str) -> str:
-        """Of a special token, as the file's own vocabulary spells it."""
-        number = self.model.file.metadata.get(key)
-        if type(number) is not int or not 0 <= number < self.model.num_tokens:
-            return ""
-        text: bytes = load_library().llama_vocab_get_text(self.model.vocabulary, number)
-        return text.decode("utf-8", errors="replace")
+        self.bos, self.eos = (self.model.special_text(role) for role in ("bos", "eos"))
 
     def compare(self, name: str, template: str, cases: Sequence[Conversation]) -> None:
         """All conversations with one template."""
