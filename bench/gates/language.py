@@ -142,8 +142,11 @@ def judge_next_token_flips(gate: FlipsGate, language: LanguageEvaluation) -> Ver
         digits=2,
         scale=100.0,
     )
-    unseen = math.ceil(math.log(1 - gate.confidence) / math.log1p(-gate.max_rate) - 1e-9)
-    return _judge(limit, language.flip_rate(gate.confidence), language, settled=None if num_changed else unseen)
+    rate = language.flip_rate(gate.confidence)
+    settled = None
+    if not num_changed and rate.upper is not None:  # a bound without a flip falls as windows grow in number
+        settled = math.ceil(language.num_windows * rate.upper / gate.max_rate)
+    return _judge(limit, rate, language, settled=settled)
 
 
 def judge_perplexity_growth(

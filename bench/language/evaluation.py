@@ -138,7 +138,10 @@ class LanguageEvaluation:
     def flip_rate(self, confidence: float = _CONFIDENCE) -> Estimate:
         """Share of the tokens after which both hold another one for the likeliest."""
         flipped = ~self._of_reference("same_top")
-        bounds, share = clustered_share(flipped, confidence=confidence), float(flipped.mean())
+        bounds, share = (
+            clustered_share(flipped, confidence=confidence, like=self._of_reference("kld")),
+            float(flipped.mean()),
+        )
         return _with_bounds(share, math.sqrt(share * (1 - share) / (flipped.size - 1)), bounds, confidence)
 
     def same_top_rate(self, confidence: float = _CONFIDENCE) -> Estimate:

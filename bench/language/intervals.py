@@ -16,6 +16,8 @@ __all__ = ["MIN_BOUNDED", "Estimate", "bound_mean", "clustered_share", "token_er
 
 Floats = NDArray[np.float64]
 
+_LEAST_EFFECT = 2.0
+"""The least that tokens are discounted by where their own clustering is not seen."""
 MIN_BOUNDED = 8
 """Fewer windows bound nothing."""
 _NUM_DRAWS = 2000
@@ -93,15 +95,19 @@ def _inflation(means: Floats) -> float:
     return (1 + bounded) / (1 - bounded)
 
 
-def clustered_share(happened: NDArray[np.bool_], *, confidence: float) -> Bounds | None:
+def clustered_share(
+    happened: NDArray[np.bool_], *, confidence: float, like: NDArray[np.floating[Any]] | None = None
+) -> Bounds | None:
     """Bound a share of tokens, with the exact binomial bounds of as many independent ones as they are worth.
 
-    What they are worth is found from how much the windows differ. Where none happened, or all, that says nothing, and
-    another window may have it at every token: then windows are counted, and n of them bound the share at about 3 / n.
+    What they are worth is found from how much the windows differ. Where none happened, or all, that says nothing:
+    then it is found from `like`, and never taken for better than half of them. Without that, windows are counted, for
+    another one may have it at every token.
 
     Args:
         happened: One a token, of shape [num_windows, num_scored].
         confidence: Of each bound on its own.
+        like: A figure of each token that clusters as what happens does, such as its divergence; of the same shape.
 
     Returns:
         The share with its bounds, or None with fewer than `MIN_BOUNDED` windows.
@@ -114,12 +120,22 @@ def clustered_share(happened: NDArray[np.bool_], *, confidence: float) -> Bounds
         return None
     shares = happened.mean(axis=1)
     share, n = float(shares.mean()), num_windows * size
-    worth = num_windows
+    correction = (t_quantile(confidence, num_windows - 1) / t_quantile(confidence, n - 1)) ** 2
     if 0 < share < 1:
-        expected = share * (1 - share) / size  # variance of a window's share, were its tokens independent
-        effect = max(1.0, float(shares.var(ddof=1)) * _inflation(shares) / expected)
-        effect *= (t_quantile(confidence, num_windows - 1) / t_quantile(confidence, n - 1)) ** 2
-        worth = max(1, math.floor(n / effect))
+        worth = math.floor(n / max(1.0, _design_effect(happened) * correction))
+    elif like is not None and float(like.var()) > 0:
+        worth = max(num_windows, math.floor(n / max(_LEAST_EFFECT, _design_effect(like) * correction)))
+    else:
+        worth = num_windows
+    worth = max(1, worth)
     lower, _ = clopper_pearson(math.floor(share * worth), worth, 2 * confidence - 1)
     _, upper = clopper_pearson(math.ceil(share * worth), worth, 2 * confidence - 1)
     return Bounds(estimate=share, lower=min(lower, share), upper=max(upper, share), confidence=confidence)
+
+
+def _design_effect(values: NDArray[Any]) -> float:
+    """How many times larger the variance of the mean is than if the tokens of a window were independent."""
+    means = values.mean(axis=1, dtype=np.float64)
+    independent = float(values.var(dtype=np.float64)) / values.shape[1]
+    effect: float = means.var(ddof=1) * _inflation(means) / independent
+    return effect

@@ -190,19 +190,19 @@ def test_perplexities_of_different_tokens_are_not_compared() -> None:
 
 
 def test_no_flip_in_few_windows_shows_little_and_says_how_many_would() -> None:
-    gates = {"flips": {"max_rate": 0.02}}
+    gates = {"flips": {"max_rate": 0.0005}}
 
     def unchanged(num_windows: int) -> Verdict:
         one = language(num_windows)
         return judged(gates, language=replace(one, same_top=np.ones_like(one.nll, dtype=bool)))[0]
 
-    few, many = unchanged(20), unchanged(149)
+    few = unchanged(20)
     assert few.verdict is Outcome.INCONCLUSIVE
-    assert few.num_needed == 149
-    assert "about 149 windows of text would settle it" in few.reason
-    assert many.verdict is Outcome.PASS
-    assert many.bound is not None
-    assert many.bound == pytest.approx(1 - 0.05 ** (1 / 149))
+    assert few.num_needed is not None
+    assert few.bound is not None
+    assert few.num_needed == math.ceil(20 * few.bound / 0.0005)
+    assert f"about {few.num_needed} windows of text would settle it" in few.reason
+    assert unchanged(2 * few.num_needed).verdict is Outcome.PASS
 
 
 def test_the_gate_and_the_report_bound_flips_alike() -> None:
