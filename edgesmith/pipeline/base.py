@@ -62,6 +62,7 @@ class Walk(ABC):
             locate_checkpoint(self.recipe.model.base, self.folder, self.recipe.model.revision), kinds=("checkpoint",)
         )
         self.check_files()
+        self.check_base(base)
         checkpoint, proof = self._merge(base) if self.recipe.steps else (base, None)
         if checkpoint is not None:
             self.check_data(checkpoint)
@@ -71,9 +72,11 @@ class Walk(ABC):
     def check_files(self) -> None:
         """Find before any work what would stop it at the end."""
 
-    @abstractmethod
-    def check_data(self, checkpoint: Artifact) -> None:
-        """Read all data once before the long steps, so that a bad row is found at once."""
+    def check_base(self, base: Artifact) -> None:  # noqa: B027 - a walk needs one of the two
+        """Hold the data against what the base says already, before the merge."""
+
+    def check_data(self, checkpoint: Artifact) -> None:  # noqa: B027
+        """Hold all data against the checkpoint before the long steps, so that a bad row is found at once."""
 
     @abstractmethod
     def targets(self, checkpoint: Artifact | None) -> tuple[TargetResult, ...]:

@@ -107,18 +107,18 @@ class LanguageWalk(Walk):
                 mend="Set data.calibration, a file of real text, and leave imatrix out.",
             )
 
-    def check_data(self, checkpoint: Artifact) -> None:
+    def check_base(self, base: Artifact) -> None:
         """Read prompts and cut texts before the long steps, so that a bad row or a short text is found at once."""
         if self._prompts is not None and self._prompts.path is not None:
             from bench.language.answers import read_prompts
 
             read_prompts(self._prompts.path, columns=self._prompts.columns)
-        longest = read_json_object(checkpoint.folder / "config.json").get("max_position_embeddings")
+        longest = read_json_object(base.folder / "config.json").get("max_position_embeddings")
         if isinstance(longest, int) and self._texts.window > longest:
             raise UsageError(f"measure.window is {self._texts.window}, but the model takes at most {longest} tokens")
-        self._texts.cut_by_tokenizer(checkpoint.folder)
+        self._texts.cut_by_tokenizer(base.folder)
         if self._calibration is not None:
-            self._calibration.cut_by_tokenizer(checkpoint.folder)
+            self._calibration.cut_by_tokenizer(base.folder)
 
     def targets(self, checkpoint: Artifact | None) -> tuple[TargetResult, ...]:
         """Make and measure every target; what the checkpoint predicts is recorded once for all."""
