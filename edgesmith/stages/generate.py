@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import JsonValue
 
@@ -19,6 +19,10 @@ from edgesmith.stages.engines import GENERATES, open_generator
 from edgesmith.stages.rows import Rows
 from edgesmith.store import default_store_root
 from edgesmith.tasks.base import sample_texts
+
+if TYPE_CHECKING:
+    from bench.scenarios.generate import GenerationOptions
+    from bench.scenarios.generation import Generation
 
 __all__ = ["GenerateStage"]
 
@@ -58,7 +62,7 @@ class GenerateStage(Stage):
         """Write `generation.json` and the moment of every chunk."""
         from bench.machine.generation_limits import measure_generation_limits
         from bench.machine.peaks import measure_peaks
-        from bench.scenarios.generate import GenerationOptions, measure_generation
+        from bench.scenarios.generate import GenerationOptions
         from bench.scenarios.start import measure_start
 
         options = GenerationOptions(
@@ -69,8 +73,25 @@ class GenerateStage(Stage):
             min_requests=self.num_requests or (1 if self.seconds else GenerationOptions.min_requests),
             max_requests=self.num_requests or GenerationOptions.max_requests,
         )
+        generates = self.artifact.kind in GENERATES
+        generation = self._time_apart(options) if generates else self._time_torch(options, progress)
+        generation.save(folder)
+        if generates:
+            measure_start(self.artifact.path, threads=self.threads).save(folder)
+            peaks = measure_peaks(threads=self.threads, cache=default_store_root() / PEAKS, progress=progress)
+            measure_generation_limits(self.artifact, generation, peaks).save(folder)
+        return self.seal(folder)
+
+    def _time_apart(self, options: GenerationOptions) -> Generation:
+        from edgesmith.stages.generate_apart import time_apart
+
+        return time_apart(self.artifact, self._prompts(), options, threads=self.threads)
+
+    def _time_torch(self, options: GenerationOptions, progress: Progress) -> Generation:
+        from bench.scenarios.generate import measure_generation
+
         with open_generator(self.artifact, self.threads) as engine:
-            generation = measure_generation(
+            return measure_generation(
                 engine,
                 self._prompts(),
                 options=options,
@@ -78,12 +99,6 @@ class GenerateStage(Stage):
                 threads=self.threads,
                 progress=progress,
             )
-        generation.save(folder)
-        if self.artifact.kind in GENERATES:
-            measure_start(self.artifact.path, threads=self.threads).save(folder)
-            peaks = measure_peaks(threads=self.threads, cache=default_store_root() / PEAKS, progress=progress)
-            measure_generation_limits(self.artifact, generation, peaks).save(folder)
-        return self.seal(folder)
 
     def _prompts(self) -> list[str]:
         if self.rows.path is None:
