@@ -86,7 +86,9 @@ def show_generation(target: TargetReport) -> Section | None:
     answers = f"{count(ours.num_requests, 'answer')} of up to {count(ours.max_tokens, 'token')}"
     inputs = re.sub(r"\b(\d+) to \1 tokens", r"\1 tokens", ours.inputs)
     said = f"{ours.engine}; {answers}; {inputs}."
-    blocks: list[Block] = [Text(said + meanwhile(ours.conditions))]
+    limits = target.generation_limits
+    reached = "" if limits is None else f" Writing reaches {limits.sentence}; {limits.prompt_sentence}."
+    blocks: list[Block] = [Text(said + reached + meanwhile(ours.conditions))]
     blocks += [one for one in (speeds, table) if one is not None]
     return Section(title="Generation", level=3, blocks=tuple(blocks))
 
