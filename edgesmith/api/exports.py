@@ -123,7 +123,7 @@ def export_genai(
     *,
     out: Path,
     precision: str = "fp32",
-    block_size: int = 32,
+    block_size: int | None = None,
     data: Path | None = None,
     columns: Mapping[str, str] | None = None,
     threads: int = 1,
@@ -135,7 +135,7 @@ def export_genai(
         checkpoint: Hugging Face folder or checkpoint artifact.
         out: Folder to write.
         precision: `fp32`, `fp16`, `int8` or `int4`.
-        block_size: Weights that share a scale.
+        block_size: Weights that share a scale, of int8 and int4; 32 if left out.
         data: Text to prove it on; packaged sentences if left out.
         columns: The column `text` → the file's.
         threads: Of the proof.
@@ -155,8 +155,9 @@ def export_genai(
     if precision not in known:
         raise UsageError(f"--precision {precision}: unknown; use {', '.join(known)}")
     if precision.startswith("int"):
-        quantize: GenaiQuantizeOptions | None = _genai_options(precision, block_size)
-        target = GenaiTarget(format="genai", quantize=quantize)
+        target = GenaiTarget(format="genai", quantize=_genai_options(precision, block_size or 32))
+    elif block_size is not None:
+        raise UsageError(f"--block-size is for int8 and int4; {precision} has no scales that weights share")
     else:
         target = GenaiTarget.model_validate({"format": "genai", "precision": precision})
     opened = open_artifact(checkpoint, kinds=("checkpoint",))

@@ -198,3 +198,17 @@ def test_what_cannot_work_is_refused_before_any_work(language_project: Project, 
     assert said.lower() in done.stderr.lower()
     assert "Traceback" not in done.stderr
     assert not list(language_project.store.glob("entries/*"))
+
+
+def test_what_stops_the_timing_process_is_said_by_the_command(language_release: Project) -> None:
+    done = language_release.edgesmith("bench", "out/phone", "--length", "400", "--max-tokens", "400")
+    assert done.returncode in (2, 4), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "512" in done.stderr or "fewer than" in done.stderr, done.stderr
+
+
+def test_a_block_size_without_blocks_is_refused(language_release: Project) -> None:
+    done = language_release.edgesmith("export", "base", "--format", "genai", "--block-size", "64", "-o", "nowhere")
+    assert done.returncode == 2
+    assert "--block-size is for int8 and int4" in done.stderr
+    assert not (language_release.folder / "nowhere").exists()
