@@ -14,11 +14,14 @@ from edgesmith.errors import UsageError
 
 __all__ = [
     "GREEDY",
+    "MAX_LOGPROBS",
     "PENALTY_WINDOW",
     "FinishReason",
     "GenerationEngine",
+    "LikelyToken",
     "Sampling",
     "TextChunk",
+    "TokenLogprob",
     "check_request",
     "check_tokens",
 ]
@@ -26,6 +29,9 @@ __all__ = [
 FinishReason = Literal["stop", "length"]
 PENALTY_WINDOW = 64
 """Last tokens, of prompt and answer, that `Sampling.repeat_penalty` looks at."""
+
+MAX_LOGPROBS = 20
+"""The most likely tokens that can be named beside a chosen one."""
 
 _MAX_STOPS = 64
 _MAX_SEED = 2**32 - 2  # llama.cpp takes 2**32 - 1 for "draw a seed"
@@ -79,6 +85,37 @@ GREEDY = Sampling()
 """Takes the likeliest token."""
 
 
+@dataclass(frozen=True, slots=True)
+class LikelyToken:
+    """A token that could come next.
+
+    Attributes:
+        token: Its number in the vocabulary.
+        data: Its bytes, which may be part of a character.
+        logprob: Natural logarithm of its probability under the model alone: before penalties, temperature, grammar.
+    """
+
+    token: int
+    data: bytes
+    logprob: float
+
+    @property
+    def text(self) -> str:
+        """Its bytes as text, replacement characters where they are no whole one."""
+        return self.data.decode("utf-8", errors="replace")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob(LikelyToken):
+    """The token that was chosen.
+
+    Attributes:
+        likely: The likeliest ones at its place, as many as were asked for, likeliest first; it may be among them.
+    """
+
+    likely: tuple[LikelyToken, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextChunk:
     """What one step of an engine gives.
@@ -89,11 +126,14 @@ class TextChunk:
         num_tokens: Tokens generated in this step, at least 1.
         finish_reason: In the last chunk alone: `stop` where the model ended or a stop string came, `length` where
             `max_tokens` was reached.
+        logprobs: Where they were asked for, one for each token of this step but the one that ends the answer. They
+            come with the step that made the token, whose text may be shown later, or never if it is a stop string's.
     """
 
     text: str
     num_tokens: int = 1
     finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class GenerationEngine(Protocol):

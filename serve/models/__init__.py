@@ -1,0 +1,1 @@
+"""Models that are served: each an artifact, its engine, and the thread that runs it."""
