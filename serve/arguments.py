@@ -109,6 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--tls-key", type=Path, metavar="FILE", help="PEM file with its private key")
     add("--drain", type=float, default=30.0, metavar="S", help="time for running requests at the end (default: 30)")
     add("--max-body-mb", type=float, default=64.0, metavar="MB", help="largest request, in MiB (default: 64)")
+    add("--announce", type=Path, metavar="FILE", help="write the address here once all models are ready")
     add("--no-page", action="store_true", help="do not serve the page at /")
     return parser
 
@@ -168,6 +169,7 @@ def read_config(given: argparse.Namespace, environment: Mapping[str, str] = os.e
         shadows=dict(map(parse_shadow, given.shadow)),
         record_to=given.record,
         has_page=not given.no_page,
+        announce_to=given.announce,
     )
 
 

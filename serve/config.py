@@ -20,6 +20,8 @@ class Limits:
 
     max_body_bytes: int = 64 << 20
     max_header_bytes: int = 32 << 10
+    max_headers: int = 100
+    max_url_bytes: int = 8 << 10
     max_json_depth: int = 100
     max_rows: int = 1024
     """Rows of one request's batch."""
@@ -98,6 +100,10 @@ class ServerConfig:
     """With any, every route but health asks for one of them."""
     tls_certificate: Path | None = None
     tls_key: Path | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    """Further names by which a server on loopback may be called, such as a proxy's."""
+    allowed_origins: tuple[str, ...] = ()
+    """Web pages such as `https://example.org` whose scripts may send requests that change something."""
     drain_s: float = 30.0
     """How long requests may take that are under way when the server is told to stop."""
     splits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -107,3 +113,5 @@ class ServerConfig:
     record_to: Path | None = None
     """JSONL file that gets a line for each request: what was answered by whom, without texts."""
     has_page: bool = True
+    announce_to: Path | None = None
+    """File that gets the server's address once all models are ready."""

@@ -6,116 +6,141 @@ and from whatever `extra_collectors` tell, by `prometheus_client`, which is impo
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, cast
+
+from serve.models.stats import Buckets
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-__all__ = ["DURATION_BOUNDS_NS", "Collector", "DurationCounts", "KnownModels", "Metrics", "RequestSeries"]
+    from serve.models.repository import Repository
 
-DURATION_BOUNDS_NS: tuple[int, ...] = tuple(
-    round(mantissa * 10.0**exponent)
+__all__ = [
+    "REQUEST_BOUNDS_NS",
+    "Collector",
+    "Metrics",
+    "RequestCounts",
+    "RequestLabels",
+    "TransportCounts",
+    "content_type",
+]
+
+REQUEST_BOUNDS_NS: tuple[int, ...] = tuple(
+    round(mantissa * 10**exponent)
     for exponent in range(5, 11)
     for mantissa in (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
-    if mantissa * 10.0**exponent <= 6e10
+    if mantissa * 10**exponent <= 5e10
 )
-"""Upper bounds of the buckets of durations, in nanoseconds: 100 µs to 50 s, at most a factor of 1.67 apart."""
+"""Upper bounds of the durations of requests: 100 µs to 50 s, at most a factor of 1.67 apart."""
 
-MAX_SERIES = 4096
+MAX_SERIES = 2048
 """Series of requests that are kept; further ones are counted under the empty model."""
 
-if TYPE_CHECKING:
-    Collector = Callable[[], Iterable[Metric]]
-else:
-    Collector = Callable
+Collector: TypeAlias = "Callable[[], Iterable[Metric]]"
+"""Gives families of metrics, as `prometheus_client` has them."""
 
 
-class KnownModels(Protocol):
-    """What the counter needs of the repository: which names are real."""
+class TransportCounts(Protocol):
+    """What the HTTP server counts of itself."""
 
-    def names(self) -> Iterable[str]:
-        """Names of the models."""
-
-    def versions(self, name: str) -> Iterable[str]:
-        """Versions of a model."""
-
-
-@dataclass(slots=True)
-class DurationCounts:
-    """A histogram of durations: `buckets[i]` counts those at most `DURATION_BOUNDS_NS[i]`, the last one the rest."""
-
-    buckets: list[int] = field(default_factory=lambda: [0] * (len(DURATION_BOUNDS_NS) + 1))
-    total_ns: int = 0
-
-    def add(self, duration_ns: int) -> None:
-        """Count one."""
-        self.buckets[bisect_left(DURATION_BOUNDS_NS, duration_ns)] += 1
-        self.total_ns += duration_ns
+    num_connections: int
+    total_connections: int
+    refused_connections: int
+    bytes_in: int
+    bytes_out: int
+    protocol_errors: int
 
 
-@dataclass(slots=True)
-class RequestSeries:
-    """Requests of one model, version and protocol that ended for one reason."""
+class RequestLabels(NamedTuple):
+    """What requests are told apart by."""
 
-    count: int = 0
-    durations: DurationCounts = field(default_factory=DurationCounts)
+    model: str
+    version: str
+    protocol: str
+    reason: str
+
+
+class RequestCounts:
+    """Requests with the same labels.
+
+    Attributes:
+        count: How many.
+        durations: From a request's last byte to its answer, in nanoseconds.
+    """
+
+    __slots__ = ("count", "durations")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.durations = Buckets(REQUEST_BOUNDS_NS)
 
 
 class Metrics:
     """Counts requests, and writes everything that is known of the server for Prometheus.
 
     Args:
-        repository: Says which names of models are real, so that a client cannot make series by inventing names.
+        repository: Its models' statistics are shown. It also says which names are real, so that a client cannot
+            make series by inventing names.
         extra_collectors: Called at each reading; give further families, such as those of drift and traffic.
+
+    Attributes:
+        requests: Labels → counts.
+        extra_collectors: As above; may be added to.
+        transport: Counts of the HTTP server, once there is one.
     """
 
-    def __init__(self, repository: KnownModels, extra_collectors: Sequence[Collector] = ()) -> None:
-        self.extra_collectors: list[Collector] = list(extra_collectors)
+    def __init__(self, repository: Repository, extra_collectors: Sequence[Collector] = ()) -> None:
+        self.requests: dict[tuple[str, str, str, str], RequestCounts] = {}
+        self.extra_collectors = list(extra_collectors)
+        self.transport: TransportCounts | None = None
         self._repository = repository
-        self.requests: dict[tuple[str, str, str, str], RequestSeries] = {}
 
     def count_request(self, model: str, version: str, protocol: str, reason: str, duration_ns: int) -> None:
-        """Count a request that was answered.
+        """Count a request that was answered; on the loop's thread.
 
         Args:
             model: Its model; unknown ones are counted under the empty name.
             version: Of the model that answered, empty if none did.
-            protocol: Short and from a fixed set, such as `oip`.
-            reason: `ok`, or what `describe_failure` says.
+            protocol: From a fixed set, such as `oip`.
+            reason: `ok`, or what `serve.errors.describe_failure` says.
             duration_ns: From the request's last byte to its answer.
         """
-        series = self.requests.get((model, version, protocol, reason))
-        if series is None:
-            series = self._series(model, version, protocol, reason)
-        series.count += 1
-        series.durations.add(duration_ns)
+        counts = self.requests.get((model, version, protocol, reason))
+        if counts is None:
+            counts = self._admit(model, version, protocol, reason)
+        counts.count += 1
+        counts.durations.add(duration_ns)
 
-    def _series(self, model: str, version: str, protocol: str, reason: str) -> RequestSeries:
-        if model not in self._repository.names():
+    def _admit(self, model: str, version: str, protocol: str, reason: str) -> RequestCounts:
+        """The counts of labels that are not among the series yet, or that are no series of their own."""
+        if len(self.requests) >= MAX_SERIES or model not in self._repository.names():
             model = version = ""
-        elif version and version not in self._repository.versions(model):
+        elif version and all((one.name, one.version) != (model, version) for one in self._repository.index()):
             version = ""
-        if len(self.requests) >= MAX_SERIES:
-            model = version = ""
-        return self.requests.setdefault((model, version, protocol, reason), RequestSeries())
+        return self.requests.setdefault(RequestLabels(model, version, protocol, reason), RequestCounts())
 
     def render(self, accept: str = "") -> bytes:
-        """Write the exposition, in OpenMetrics' format where `accept` asks for it."""
+        """Write the exposition: OpenMetrics where the header `accept` asks for it, else Prometheus' text."""
         from prometheus_client.exposition import choose_encoder
 
-        encode, _ = choose_encoder(accept)
-        return encode(self)
-
-    def content_type(self, accept: str = "") -> str:
-        """The content type of what `render` writes for `accept`."""
-        from prometheus_client.exposition import choose_encoder
-
-        return choose_encoder(accept)[1]
+        return cast(bytes, choose_encoder(accept)[0](self))
 
     def collect(self) -> Iterable[Metric]:
-        """Give the families, as `prometheus_client`'s collectors do."""
+        """Give all families, as a collector of `prometheus_client`."""
+        from serve.metric_families import model_families, process_families, request_families, transport_families
+
+        yield from request_families(self.requests)
+        yield from model_families(self._repository)
+        if self.transport is not None:
+            yield from transport_families(self.transport)
+        yield from process_families()
         for collector in self.extra_collectors:
             yield from collector()
+
+
+def content_type(accept: str = "") -> str:
+    """Content type of what `Metrics.render` writes for the same `accept`."""
+    from prometheus_client.exposition import choose_encoder
+
+    return cast(str, choose_encoder(accept)[1])

@@ -6,33 +6,24 @@ Protocols turn bytes into jobs and jobs into bytes. What holds for every request
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
-from edgesmith.errors import UnsupportedError
+from edgesmith.errors import UnsupportedError, UsageError
 from serve.config import Limits, ServerConfig
-from serve.errors import describe_failure
+from serve.drift.monitor import DriftMonitor
+from serve.errors import ModelNotFoundError, NotReadyError, RequestError, describe_failure
 from serve.metrics import Metrics
 from serve.models.graph_model import GraphModel
 from serve.models.job import GenerationJob, Job
 from serve.models.repository import Repository
 from serve.models.text_model import TextModel
+from serve.traffic import Traffic
+from serve.traffic.outcome import outcome_of
+from serve.verdicts import read_verdicts
 
-__all__ = ["Router", "Service", "Watcher"]
-
-
-class Router(Protocol):
-    """What shares a model's requests among its versions."""
-
-    def choose(self, name: str, key: str | None) -> str | None:
-        """The version that answers; None leaves it to the repository."""
-
-
-class Watcher(Protocol):
-    """Something that is told of every finished request of one version, after its answer was sent."""
-
-    def observe(self, job: Job | GenerationJob, *, request_id: str) -> None:
-        """Take note; on the loop's thread, so it must be quick."""
+__all__ = ["Service"]
 
 
 class Service:
@@ -42,8 +33,11 @@ class Service:
         config: What the server was told.
         repository: The models.
         metrics: Counts every request.
-        traffic: Shares requests among versions; None has none to share.
-        verdicts: Model's name → what a release's gates said of it, JSON-able, for the page.
+        traffic: Shares requests among versions and compares them.
+
+    Attributes:
+        drift: Of each version whose artifact has a reference, what compares its requests with that.
+        is_draining: The server was told to stop.
     """
 
     def __init__(
@@ -51,16 +45,13 @@ class Service:
         config: ServerConfig,
         repository: Repository,
         metrics: Metrics,
-        *,
-        traffic: Router | None = None,
-        verdicts: Mapping[str, object] | None = None,
+        traffic: Traffic,
     ) -> None:
         self.config = config
         self.repository = repository
         self.metrics = metrics
         self.traffic = traffic
-        self.verdicts = dict(verdicts or {})
-        self.watchers: dict[tuple[str, str], list[Watcher]] = {}
+        self.drift: dict[tuple[str, str], DriftMonitor] = {}
         self.is_draining = False
 
     @property
@@ -105,13 +96,10 @@ class Service:
             UsageError: The job does not fit the model.
         """
         try:
-            model = self._pick(name, version, key)
-            if not isinstance(model, GraphModel):
-                raise UnsupportedError(
-                    f"{name} is a language model and takes no arrays", mend="Use /v1/completions or /predict."
-                )
+            model = _graph(self._pick(name, version, key))
             self._follow(model, job, protocol, request_id)
             model.submit(job)
+            self._mirror(name, job, request_id)
         except Exception as error:
             self.failed(name, protocol, error, received_ns=job.received_ns)
             raise
@@ -129,15 +117,8 @@ class Service:
     ) -> TextModel:
         """Let a language model write; as `infer`."""
         try:
-            model = self._pick(name, version, key)
-            if not isinstance(model, TextModel):
-                raise UnsupportedError(
-                    f"{name} writes no text", mend=f"Use /predict/{name} or /v2/models/{name}/infer."
-                )
-            if job.max_tokens > self.limits.max_tokens:
-                raise UnsupportedError(
-                    f"max_tokens is {job.max_tokens}; this server writes at most {self.limits.max_tokens} tokens"
-                )
+            model = _generator(self._pick(name, version, key))
+            _check_tokens(job, self.limits)
             self._follow(model, job, protocol, request_id)
             model.submit(job)
         except Exception as error:
@@ -151,29 +132,69 @@ class Service:
         waited_ns = time.monotonic_ns() - received_ns if received_ns else 0
         self.metrics.count_request(name or "", "", protocol, reason, waited_ns)
 
+    def verdicts(self, name: str, version: str) -> dict[str, Any] | None:
+        """What its release's gates said of a version, as `read_verdicts` has it; None if nothing is known."""
+        return read_verdicts(self.repository.get(name, version).artifact)
+
     def _pick(self, name: str, version: str | None, key: str | None) -> GraphModel | TextModel:
-        if version is None and self.traffic is not None:
-            version = self.traffic.choose(name, key)
-        return self.repository.get(name, version)
+        """The model that answers; where the chosen version is just not there, the one it is compared with."""
+        if version is not None or (chosen := self.traffic.choose(name, key)) is None:
+            return self.repository.get(name, version)
+        try:
+            return self.repository.get(name, chosen)
+        except (ModelNotFoundError, NotReadyError):
+            return self.repository.get(name, self.traffic.control(name))
 
-    def _follow(
-        self, model: GraphModel | TextModel, job: Job | GenerationJob, protocol: str, request_id: str
-    ) -> None:
+    def _follow(self, model: GraphModel | TextModel, job: Job | GenerationJob, protocol: str, request_id: str) -> None:
         """Have the job's end counted and shown to those who watch, after the client has its answer."""
-        answer: Callable[[Job | GenerationJob], None] = job.done  # type: ignore[assignment]
-        watchers = self.watchers.get((model.name, model.version))
+        answer: Callable[[Any], None] = job.done
+        drift = self.drift.get((model.name, model.version))
+        watched = self.traffic.watches(model.name)
 
-        def finish(ended: Job | GenerationJob) -> None:
+        def finish(ended: Any) -> None:
             answer(ended)
-            if ended.error is not None:
-                reason = describe_failure(ended.error)[1]
+            if ended.is_cancelled:
+                reason = "cancelled"
             else:
-                reason = "cancelled" if ended.is_cancelled else "ok"
-            self.metrics.count_request(
-                model.name, model.version, protocol, reason, time.monotonic_ns() - ended.received_ns
-            )
-            if watchers:
-                for watcher in watchers:
-                    watcher.observe(ended, request_id=request_id)
+                reason = "ok" if ended.error is None else describe_failure(ended.error)[1]
+            waited_ns = time.monotonic_ns() - ended.received_ns
+            self.metrics.count_request(model.name, model.version, protocol, reason, waited_ns)
+            if drift is not None:
+                drift.observe(ended)
+            if watched:
+                task = getattr(model, "task", None)
+                labels = getattr(task, "labels", None)
+                self.traffic.observe(model.name, model.version, outcome_of(ended, request_id, labels))
 
         job.done = finish
+
+    def _mirror(self, name: str, job: Job, request_id: str) -> None:
+        """Give the shadow version a copy, if there is one and it has room."""
+        shadow = self.traffic.shadow(name)
+        if shadow is None:
+            return
+        with suppress(RequestError):
+            model = self.repository.get(name, shadow)
+            if isinstance(model, GraphModel):
+                self.traffic.mirror(name, job, request_id, model.submit)
+
+
+def _graph(model: GraphModel | TextModel) -> GraphModel:
+    if not isinstance(model, GraphModel):
+        raise UnsupportedError(
+            f"{model.name} is a language model and takes no arrays", mend="Use /v1/completions or /predict."
+        )
+    return model
+
+
+def _generator(model: GraphModel | TextModel) -> TextModel:
+    if not isinstance(model, TextModel):
+        raise UnsupportedError(
+            f"{model.name} writes no text", mend=f"Use /predict/{model.name} or /v2/models/{model.name}/infer."
+        )
+    return model
+
+
+def _check_tokens(job: GenerationJob, limits: Limits) -> None:
+    if job.max_tokens > limits.max_tokens:
+        raise UsageError(f"max_tokens is {job.max_tokens}; this server writes at most {limits.max_tokens} tokens")

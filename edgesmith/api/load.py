@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LoadTest", "load", "load_worker"]
 
+SERVED_NAME = "model"
 _MAX_STEP_S = 90.0
 _USUAL_S = 20.0
 _EXPECTED_SLOW = 3
@@ -98,12 +100,14 @@ def load(
     web_port: int | None = None,
     out: Path | None = None,
     seed: int = 0,
+    threads: int = 1,
     progress: Progress = SILENT,
 ) -> LoadTest:
-    """Load-test a server that speaks the Open Inference Protocol or OpenAI's.
+    """Load-test a server that speaks the Open Inference Protocol or OpenAI's, or an artifact behind our own.
 
     Args:
-        url: The model's URL (`…/v2/models/NAME`) or an OpenAI base (`…/v1`).
+        url: The model's URL (`…/v2/models/NAME`), an OpenAI base (`…/v1`), or the path of an artifact, which is then
+            served on loopback for as long as the test takes.
         rate: Requests that arrive in a second.
         duration: Seconds; of a search, those of one step at least. Left out, 20, or as many as it takes to judge the
             percentile.
@@ -128,6 +132,7 @@ def load(
         web_port: Port of Locust's web page, on loopback only.
         out: Folder for the samples.
         seed: Of arrivals and of the rows' draw.
+        threads: Of the engine of an artifact that is served here.
         progress: Shows how far it is.
 
     Raises:
@@ -142,30 +147,50 @@ def load(
     seconds = duration or _usual_seconds(rate, percentile if limit_ms is not None and not search else None, progress)
     if search and (shape != "constant" or seconds > _MAX_STEP_S):
         raise UsageError(f"--search holds constant rates for at most {_MAX_STEP_S:g} s each: no --shape, no longer one")
-    plan = LoadPlan(
-        url=url,
-        shape=_shape(shape, rate, seconds, peak_rate),
-        data=data,
-        model=model,
-        encoder=artifact,
-        columns=columns or {},
-        batch_size=batch_size,
-        stream=stream,
-        max_tokens=max_tokens,
-        headers=headers or {},
-        seed=seed,
-        timeout_s=timeout,
-        limit_ms=limit_ms,
-        limit_percentile=percentile,
-        processes=processes,
-        expect_workers=expect_workers,
-        master_host=master_host,
-        master_port=master_port,
-        web_port=web_port,
-    )
-    if out is not None and artifact is None:
-        progress.note("the evidence names no artifact, so no gate finds it: say with --artifact what the server runs")
-    return _search(plan, rate, seconds, out, progress) if search else _load(plan, artifact, out, progress)
+    with _server(url, artifact, threads, progress) as (address, runs):
+        plan = LoadPlan(
+            url=address,
+            shape=_shape(shape, rate, seconds, peak_rate),
+            data=data,
+            model=model or (SERVED_NAME if address is not url else None),
+            encoder=runs,
+            columns=columns or {},
+            batch_size=batch_size,
+            stream=stream,
+            max_tokens=max_tokens,
+            headers=headers or {},
+            seed=seed,
+            timeout_s=timeout,
+            limit_ms=limit_ms,
+            limit_percentile=percentile,
+            processes=processes,
+            expect_workers=expect_workers,
+            master_host=master_host,
+            master_port=master_port,
+            web_port=web_port,
+        )
+        if out is not None and runs is None:
+            progress.note("the evidence names no artifact, so no gate finds it: --artifact says what the server runs")
+        return _search(plan, rate, seconds, out, progress) if search else _load(plan, runs, out, progress)
+
+
+@contextmanager
+def _server(url: str, artifact: Path | None, threads: int, progress: Progress) -> Iterator[tuple[str, Path | None]]:
+    """Whom to send to, and what runs there: a server that the user names, or ours with the artifact that they name."""
+    if "://" in url or not Path(url).exists():
+        yield url, artifact
+        return
+    from edgesmith.artifact import open_artifact
+    from edgesmith.releases import locate_target
+    from edgesmith.stages.engines import GENERATES
+    from edgesmith.stages.served import served, served_route
+
+    if artifact is not None:
+        raise UsageError(f"{url}: is served for this test, and --artifact names what a running server has")
+    opened = open_artifact(locate_target(Path(url), Path(url).resolve().name), kinds=("onnx", *GENERATES))
+    progress.note(f"serving {opened.path} on loopback, {threads} thread(s)")
+    with served(opened, name=SERVED_NAME, options=["--threads", str(threads)]) as address:
+        yield address + served_route(opened, SERVED_NAME), opened.path
 
 
 def load_worker(master: str, *, progress: Progress = SILENT) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from edgesmith.cli import judge, language, load, look, measure, recipes, steps
+from edgesmith.cli import judge, language, load, look, measure, recipes, serve, steps
 from edgesmith.errors import EdgesmithError, StorageError, UsageError
 
 __all__ = ["app", "main"]
@@ -107,7 +107,16 @@ _PANELS: Mapping[str, Mapping[Callable[..., None], str | tuple[str, ...]]] = {
             "edgesmith bench int8 --against fp32 --data test.jsonl",
             "edgesmith bench q4 --length 128 --max-tokens 64 --data held_out.txt",
         ),
-        load.load: "edgesmith load http://127.0.0.1:8000/v2/models/news --rate 100 --limit-ms 50 --data test.jsonl",
+        load.load: (
+            "edgesmith load release/server --rate 50 --limit-ms 50 --data test.jsonl",
+            "edgesmith load http://127.0.0.1:8000/v2/models/news --rate 100 --limit-ms 50 --data test.jsonl",
+        ),
+    },
+    "Serve": {
+        serve.serve: (
+            "edgesmith serve news=release/server",
+            "edgesmith serve news:1=old news:2=new --split news=1:95,2:5 --record traffic.jsonl",
+        ),
     },
     "Judge": {
         judge.gate: "edgesmith gate release/server --gates recipe.yaml --junit verdicts.xml",

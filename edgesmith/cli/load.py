@@ -1,4 +1,4 @@
-"""The command that load-tests a server."""
+"""The command that load-tests a server, or an artifact behind our own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgesmith.cli.figures import show_load
-from edgesmith.cli.options import Columns, DataFile, Json, Seed, headers, pairs
+from edgesmith.cli.options import Columns, DataFile, Json, Seed, Threads, headers, pairs
 from edgesmith.cli.show import EXIT_BY_VERDICT
 
 __all__ = ["load"]
@@ -18,7 +18,9 @@ def load(
     url: Annotated[
         str,
         typer.Argument(
-            metavar="URL", help="The model's URL (…/v2/models/NAME) or an OpenAI base (http://127.0.0.1:8000/v1)."
+            metavar="URL|ARTIFACT",
+            help="The model's URL (…/v2/models/NAME), an OpenAI base (http://127.0.0.1:8000/v1), or an artifact, "
+            "which is served here for as long as the test takes.",
         ),
     ],
     rate: Annotated[float, typer.Option(min=0.001, help="Requests that arrive in a second.")] = 10.0,
@@ -70,6 +72,7 @@ def load(
         int | None, typer.Option("--web", metavar="PORT", help="Open Locust's web page on loopback.")
     ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Save the samples here, as evidence.")] = None,
+    threads: Threads = 1,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -106,6 +109,7 @@ def load(
         web_port=web,
         out=out,
         seed=seed,
+        threads=threads,
         progress=console.ConsoleProgress(),
     )
     show_load(result, json)

@@ -6,20 +6,27 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgesmith.artifact import Artifact, Kind, open_artifact
 from edgesmith.errors import UsageError
+from edgesmith.gates import Gates
 from edgesmith.hub import locate_checkpoint
 from edgesmith.recipe import Recipe
 from edgesmith.releases import locate_target
 from edgesmith.stages.footprint import FootprintStage
+from edgesmith.stages.load import ServedLoadStage
 from edgesmith.stages.merge import MergeStage, ProveMergeStage
 from edgesmith.stages.rows import Rows
 from edgesmith.walkers import Walker
 
+if TYPE_CHECKING:
+    from bench.load import LoadPlan
+
 __all__ = ["Made", "TargetResult", "Walk", "needed"]
 
 NUM_VERIFIED = 64
+_LOAD_S = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +95,47 @@ class Walk(ABC):
 
         gates = self.recipe.gates_of(target)
         check_gates(gates, self.recipe.task)
-        if any(scenario == "load" for scenario, _ in gates.scenarios):
+        if ("load", None) in gates.scenarios:
             raise UsageError(
-                "gates.latency: scenario load is measured on a running server, which `run` does not start",
-                mend="Keep that gate in a file of its own: `edgesmith load`, then `edgesmith gate --gates FILE`.",
+                "gates.latency: scenario load needs a rate: how many requests arrive in a second",
+                mend="Set `rate`. Without one, judge a load test of your own: `edgesmith load`, `edgesmith gate`.",
             )
+
+    def loads(self, name: str, artifact: Artifact | None) -> dict[str, Artifact | None]:
+        """Load-test the artifact behind our server, at every rate that its gates ask for."""
+        gates, measure = self.recipe.gates_of(name), self.recipe.measure
+        rates = sorted(rate for scenario, rate in gates.scenarios if scenario == "load" and rate is not None)
+        return {
+            f"load-{rate:g}": self.walker.step(
+                f"{name}: load {rate:g}",
+                f"{rate:g} requests a second over HTTP, {measure.threads} thread(s)",
+                [("artifact", artifact)],
+                lambda rate=rate: ServedLoadStage(  # type: ignore[misc]
+                    artifact=needed(artifact), plan=self._load_plan(gates, rate), threads=measure.threads
+                ),
+            )
+            for rate in rates
+        }
+
+    def _load_plan(self, gates: Gates, rate: float) -> LoadPlan:
+        """A load long enough to judge the gates' percentiles."""
+        from bench.gates.latency import requests_to_plan
+        from bench.load import LoadPlan, constant
+
+        asked = [gate for gate in gates.latencies if (gate.scenario, gate.rate) == ("load", rate)]
+        seconds = max(_LOAD_S, *(requests_to_plan(gate) / rate for gate in asked))
+        prompts = self.recipe.data.prompts
+        path, key = (prompts, "data.prompts") if prompts else (self.recipe.data.eval, "data.eval")
+        return LoadPlan(
+            url="",
+            shape=constant(rate, seconds),
+            data=self.data_file(path, key),
+            columns=self.recipe.data.columns,
+            max_tokens=self.recipe.measure.max_tokens,
+            seed=self.recipe.seed,
+            limit_ms=min((gate.max_ms for gate in asked), default=None),
+            limit_percentile=max((gate.percentile for gate in asked), default=99.0),
+        )
 
     def rows(self, path: str, num: int | None, key: str) -> Rows:
         """Rows of a file that the recipe names at `key`."""

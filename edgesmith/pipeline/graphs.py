@@ -162,7 +162,7 @@ class GraphWalk(Walk):
         for scenario, rate in self._further_scenarios(gates):
             which = scenario if rate is None else f"{scenario}-{rate:g}"
             evidence[f"bench-{which}"] = self._bench(f"{name}: bench {which}", artifact, scenario, rate, gates)
-        return evidence
+        return evidence | self.loads(name, artifact)
 
     def _measure_baseline(self, name: str, baseline: Artifact | None) -> dict[str, Artifact | None]:
         return {

@@ -294,7 +294,7 @@ class LanguageWalk(Walk):
         if self._prompts is not None:
             evidence["answers"] = self._answers(f"{name}: answers", artifact)
             evidence["baseline-answers"] = self._answers(f"{name}: answers baseline", checkpoint)
-        return evidence
+        return evidence | self.loads(name, artifact)
 
     def _predictions(self, name: str, artifact: Artifact | None, reference: Artifact | None) -> Artifact | None:
         return self.walker.step(

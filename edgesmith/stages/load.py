@@ -1,8 +1,8 @@
-"""A load test of a running server, kept as evidence."""
+"""A load test of a running server, or of our own that runs an artifact for as long as it takes; kept as evidence."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -12,11 +12,12 @@ from edgesmith.artifact import Artifact
 from edgesmith.progress import Progress
 from edgesmith.stages.base import Stage
 from edgesmith.stages.rows import Rows
+from edgesmith.stages.served import served, served_route
 
 if TYPE_CHECKING:
     from bench.load import LoadPlan
 
-__all__ = ["LoadStage"]
+__all__ = ["LoadStage", "ServedLoadStage"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,4 +48,34 @@ class LoadStage(Stage):
         from bench.load import run_load
 
         run_load(self.plan, progress=progress).save(folder)
+        return self.seal(folder)
+
+
+_NAME = "model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedLoadStage(LoadStage):
+    """Serve an artifact as it ships, by `python -m serve` on loopback, and send the load to it.
+
+    The plan's address is put in when the server is ready.
+    """
+
+    threads: int = 1
+
+    @property
+    def options(self) -> dict[str, JsonValue]:
+        """What decides the result; the port is another one each time."""
+        return {**super().options, "url": "served", "server_threads": self.threads}
+
+    def make(self, folder: Path, progress: Progress) -> Artifact:
+        """Write `load.json` and its samples."""
+        from bench.load import run_load
+
+        artifact = self.artifact
+        assert artifact is not None  # as those who make this stage see to
+        encoder = artifact.path if artifact.kind == "onnx" else None
+        with served(artifact, name=_NAME, options=["--threads", str(self.threads)]) as url:
+            plan = replace(self.plan, url=url + served_route(artifact, _NAME), encoder=encoder, model=_NAME)
+            run_load(plan, progress=progress).save(folder)
         return self.seal(folder)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from edgesmith.errors import UnsupportedError, UsageError
 from edgesmith.tasks.base import Example, Metric, Prediction, Task, TaskInput, sample_texts
 from edgesmith.tasks.feature_extraction import FeatureExtraction
 from edgesmith.tasks.folder import read_json_object
+from edgesmith.tasks.image_classification import ImageClassification, is_image_folder
 from edgesmith.tasks.suggest import nearest
 from edgesmith.tasks.text_classification import TextClassification
 from edgesmith.tasks.text_task import TextTask
@@ -19,14 +20,17 @@ __all__ = [
     "TEXT_GENERATION",
     "Example",
     "FeatureExtraction",
+    "ImageClassification",
     "Metric",
     "Prediction",
+    "ServedTask",
     "Task",
     "TaskInput",
     "TextClassification",
     "TextTask",
     "get_task",
     "guess_task",
+    "load_served_task",
     "load_task",
     "sample_texts",
 ]
@@ -36,6 +40,8 @@ TASKS: Mapping[str, type[Task]] = {
     "feature-extraction": FeatureExtraction,
 }
 """Name → class, of the tasks whose rows are answered by one run of a graph."""
+ServedTask: TypeAlias = Task | ImageClassification
+"""What a server can answer with: it has `input_names`, `encode`, `vectors` and `decode`, whatever its rows are."""
 TEXT_GENERATION = "text-generation"
 """The task of language models, which are measured on texts and not row by row."""
 
@@ -107,3 +113,14 @@ def load_task(
         stored = read_json_object(folder / "task.json", required=False)
         name = str(stored["task"]) if "task" in stored else guess_task(read_json_object(folder / "config.json"))
     return get_task(name).load(folder, max_length=max_length, columns=columns)
+
+
+def load_served_task(folder: Path) -> ServedTask:
+    """Load the task of a folder for answering: those of `load_task`, and classification of pictures.
+
+    Raises:
+        ArtifactError: A file is missing or damaged.
+        UnsupportedError: No task handles this model, or it is a language model.
+        UsageError: `task.json` names a task that there is not.
+    """
+    return ImageClassification.load(folder) if is_image_folder(folder) else load_task(folder)

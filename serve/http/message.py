@@ -72,7 +72,14 @@ class Request(Protocol):
         """Call once if the client goes before it is answered; None takes the callback back."""
 
     def respond(self, response: Response) -> None:
-        """Answer; only once, and not after `stream`."""
+        """Answer; only once, and not after `stream`. The body's buffers must not be changed afterwards."""
+
+    def fail(self, error: BaseException) -> None:
+        """Answer with the error, in the form of the route's protocol; for failures that come to light in callbacks.
+
+        A coroutine or handler that raises needs no call. What no client may see is logged and answered with 500.
+        After `stream` the connection is cut, so that the client sees that the answer is not whole.
+        """
 
     def stream(self, status: int, content_type: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Stream:
         """Begin an answer of unknown length."""

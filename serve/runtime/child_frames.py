@@ -96,8 +96,8 @@ class Link:
             TimeoutError: It does not read.
         """
         arrays = [(name, *_raw(array)) for name, array in frame.arrays.items()]
-        layouts = [[name, dtype, list(shape), len(data)] for name, dtype, shape, data in arrays]
-        header = json.dumps({"values": frame.values, "arrays": layouts}, separators=(",", ":")).encode()
+        layouts = _write_layouts(tuple((name, dtype, shape, len(data)) for name, dtype, shape, data in arrays))
+        header = f'{{"values":{json.dumps(frame.values)},"arrays":{layouts}}}'.encode()
         if len(header) > _MAX_HEADER_BYTES:
             raise BrokenFrameError(f"a header of {len(header):,} bytes is above the limit of {_MAX_HEADER_BYTES:,}")
         payload = [data for *_, data in arrays if len(data)]
@@ -138,7 +138,7 @@ class Link:
             return _texts(self._read(layout.num_bytes), layout.shape)
         array = np.empty(layout.shape, layout.dtype)
         if layout.num_bytes:
-            self._read_into(memoryview(array.reshape(-1).view(np.uint8)))
+            self._read_into(_bytes_of(array))
         return array
 
     def _read(self, num_bytes: int) -> bytearray:
@@ -160,13 +160,23 @@ class Link:
             raise LostError(str(error)) from error
 
 
+@functools.lru_cache(maxsize=256)
+def _write_layouts(layouts: tuple[tuple[str, str, tuple[int, ...], int], ...]) -> str:
+    return json.dumps(layouts)
+
+
 def _raw(array: NDArray[Any]) -> tuple[str, tuple[int, ...], memoryview]:
     """Dtype, shape and bytes of an array; it is copied only if it does not lie in one piece."""
     if array.dtype.kind in "OUS":
         text = json.dumps([_text(value) for value in array.reshape(-1).tolist()]).encode()
         return _STRING, array.shape, memoryview(text)
-    flat = np.ascontiguousarray(array).reshape(-1)
-    return array.dtype.name, array.shape, memoryview(flat.view(np.uint8))
+    return array.dtype.name, array.shape, _bytes_of(np.ascontiguousarray(array))
+
+
+def _bytes_of(array: NDArray[Any]) -> memoryview:
+    """The bytes of an array in one piece, not copied."""
+    flat: Any = array.reshape(-1).view(np.uint8)
+    return memoryview(flat)
 
 
 def _text(value: Any) -> str:

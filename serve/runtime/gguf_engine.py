@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,11 +19,11 @@ from serve.runtime.generation import GREEDY, Sampling, TextChunk, check_request
 from serve.runtime.grammar import check_grammar
 from serve.runtime.json_grammar import json_schema_to_grammar
 from serve.runtime.llama_adapters import LlamaAdapters
+from serve.runtime.llama_answer import LlamaAnswer
 from serve.runtime.llama_library import LlamaContext, LlamaModel, LlamaPooling, library_name
 from serve.runtime.llama_room import LlamaRoom
-from serve.runtime.llama_sampling import TokenChooser
 from serve.runtime.llama_session import LlamaSession
-from serve.runtime.stop_strings import StopFilter
+from serve.runtime.llama_slots import LlamaSlots
 
 __all__ = ["LlamaEngine", "open_engine"]
 
@@ -72,6 +71,7 @@ class LlamaEngine:
     Attributes:
         name: llama.cpp and its version.
         num_reused_tokens: Of the last prompt, tokens that were still known from the text before.
+        extra_ends: Tokens that end an answer, besides those that the file names.
 
     Raises:
         ArtifactError: Our reader or llama.cpp refuses the file or an adapter.
@@ -98,7 +98,7 @@ class LlamaEngine:
         except BaseException:
             self.close()
             raise
-        self._extra_ends = extra_ends
+        self.extra_ends = extra_ends
 
     @property
     def model(self) -> LlamaModel:
@@ -218,6 +218,22 @@ class LlamaEngine:
         Raises:
             UnsupportedError: The model generates no text, or the schema or grammar asks for what is not known here.
         """
+        tokens, grammar = self.check_prompt(prompt, grammar=grammar, json_schema=json_schema)
+        check_request(num_prompt=len(tokens), max_tokens=max_tokens, context_length=self._num_context, stop=stop)
+        return self._answer(tokens, max_tokens, sampling, stop, grammar)
+
+    def check_prompt(
+        self, prompt: str, *, grammar: str | None = None, json_schema: Mapping[str, Any] | None = None
+    ) -> tuple[list[int], str | None]:
+        """What `generate` begins with, which takes milliseconds for a long prompt or a large schema.
+
+        Returns:
+            The tokens of the prompt, and the grammar that the answer must follow, if any.
+
+        Raises:
+            UsageError: Both a grammar and a schema are given, or the prompt has half a character.
+            UnsupportedError: The model generates no text, or the schema or grammar asks for what is not known here.
+        """
         if not self.model.generates:
             raise UnsupportedError(
                 f"{self.model.path}: a model of kind {self.model.file.architecture!r} generates no text",
@@ -229,42 +245,30 @@ class LlamaEngine:
             grammar = json_schema_to_grammar(json_schema)
         if grammar is not None:
             check_grammar(grammar)
-        tokens = self.tokenize(prompt)
-        check_request(num_prompt=len(tokens), max_tokens=max_tokens, context_length=self._num_context, stop=stop)
-        return self._answer(tokens, max_tokens, sampling, StopFilter(stop), grammar)
+        return self.tokenize(prompt), grammar
 
     def _answer(
-        self, tokens: list[int], max_tokens: int, sampling: Sampling, held: StopFilter, grammar: str | None
+        self, tokens: list[int], max_tokens: int, sampling: Sampling, stop: Sequence[str], grammar: str | None
     ) -> Iterator[TextChunk]:
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         with self._lock:
-            model = self.model
             self._turn = turn = self._turn + 1
             session = self._room_for(len(tokens) + max_tokens)
-            chooser = TokenChooser(model, sampling, grammar, tokens)
-        token: int | None = None
-        with chooser:
-            for left in range(max_tokens - 1, -1, -1):
+            answer = LlamaAnswer(
+                self.model, prompt=tokens, max_tokens=max_tokens, sampling=sampling, stop=stop, grammar=grammar,
+                extra_ends=self.extra_ends,
+            )  # fmt: skip
+        with answer:
+            is_last = False
+            while not is_last:
                 with self._lock:
                     self._check_turn(turn)
-                    if token is None:
+                    if answer.token is None:
                         self.num_reused_tokens = session.read(tokens)
                     else:
-                        session.step(token)
-                    token = chooser.choose(session.logits())
-                    ended = token is None or token in self._extra_ends or model.is_end(token)
-                    piece = b"" if token is None or ended else model.piece(token)
-                if ended:
-                    yield TextChunk(text=held.flush(), finish_reason="stop")
-                    return
-                text = held.push(decoder.decode(piece))
-                if held.found is not None:
-                    yield TextChunk(text=text, finish_reason="stop")
-                    return
-                if not left:
-                    yield TextChunk(text=text + held.flush(), finish_reason="length")
-                    return
-                yield TextChunk(text=text)
+                        session.step(answer.token)
+                    chunk = answer.write(session.logits())
+                yield chunk
+                is_last = chunk.finish_reason is not None
 
     def _check_turn(self, turn: int) -> None:
         if self._model is None:
@@ -274,6 +278,29 @@ class LlamaEngine:
                 "another answer was begun before this one ended",
                 mend="Take one answer to its end, or open the file once for each.",
             )
+
+    def make_slots(self, *, num_slots: int, num_tokens: int, num_batch: int) -> LlamaSlots:
+        """Make room for several texts at a time, with the adapters as they are now.
+
+        It is the caller's, who closes it before the engine. What room the engine had for a text is freed.
+
+        Raises:
+            ArtifactError: See `LlamaSlots`.
+        """
+        with self._lock:
+            self._turn += 1
+            self._session.close()
+            self._exact.close()
+            slots = LlamaSlots(
+                self.model, num_slots=num_slots, num_tokens=num_tokens, num_batch=num_batch,
+                threads=self._options.threads,
+            )  # fmt: skip
+            try:
+                self._adapters.put_on(slots)
+            except BaseException:
+                slots.close()
+                raise
+            return slots
 
     def _room_for(self, num_tokens: int) -> LlamaSession:
         """The session; it doubles, so that this happens rarely."""

@@ -1,1 +1,9 @@
-"""To come."""
+"""Traffic between the versions of a model: shares, shadows, recording, and comparison at any time."""
+
+from __future__ import annotations
+
+from serve.traffic.outcome import Outcome, outcome_of
+from serve.traffic.settings import TrafficSettings
+from serve.traffic.traffic import Traffic
+
+__all__ = ["Outcome", "Traffic", "TrafficSettings", "outcome_of"]

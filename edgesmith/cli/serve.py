@@ -1,0 +1,86 @@
+"""The command that serves."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["serve"]
+
+
+def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME[:VERSION]=PATH…",
+            help="Artifact folder, release, .onnx or .gguf file; a bare path is called by its last part.",
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on: this machine alone, unless told otherwise.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    grpc_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Also speak gRPC on this port.")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of each model's engine. [default: the machine's cores, shared out]"),
+    ] = None,
+    max_batch_size: Annotated[
+        int | None, typer.Option(metavar="ROWS", min=1, help="Rows run together. [default: measured at start]")
+    ] = None,
+    max_queue_delay_us: Annotated[
+        int, typer.Option(metavar="US", min=0, help="How long a batch that is not full waits for more rows.")
+    ] = 0,
+    max_queue: Annotated[int, typer.Option(metavar="N", min=1, help="Requests that may wait for a model.")] = 128,
+    timeout: Annotated[
+        float, typer.Option(metavar="S", min=0, help="Deadline of a request that names none; 0 for none.")
+    ] = 60.0,
+    slots: Annotated[int, typer.Option(min=1, help="Texts that a language model writes at a time.")] = 4,
+    context: Annotated[
+        int | None, typer.Option(metavar="TOKENS", min=1, help="Most tokens that a language model keeps room for.")
+    ] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(metavar="FILE[:SCALE]", help="LoRA adapter of a GGUF model; repeatable.")
+    ] = None,
+    isolate: Annotated[bool, typer.Option("--isolate", help="Run each engine in a process of its own.")] = False,
+    repository: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of models that an admin may load by name.")
+    ] = None,
+    split: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VERSION:WEIGHT,…", help="Share a model's traffic among its versions; repeatable."),
+    ] = None,
+    shadow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VERSION", help="Give a version a copy of the traffic, unseen; repeatable."),
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a JSON line for each request, without texts.")
+    ] = None,
+    api_keys: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="One key a line; also $EDGESMITH_API_KEYS, with commas.")
+    ] = None,
+    admin_token: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Opens the admin routes; also $EDGESMITH_ADMIN_TOKEN.")
+    ] = None,
+    tls_certificate: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM file with the chain.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM file with the private key.")] = None,
+    drain: Annotated[float, typer.Option(metavar="S", min=0, help="Time for running requests at the end.")] = 30.0,
+    max_body_mb: Annotated[float, typer.Option(metavar="MB", help="Largest request, in MiB.")] = 64.0,
+    announce: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the address here once all models are ready.")
+    ] = None,
+    no_page: Annotated[bool, typer.Option("--no-page", help="Do not serve the page at /.")] = False,
+) -> None:
+    """Serve models: Open Inference Protocol v2, OpenAI, /predict, metrics, and a page to try them."""
+    from edgesmith import api
+    from serve.arguments import read_config
+
+    given = Namespace(**{name: [] if value is None and name in _LISTS else value for name, value in locals().items()})
+    api.serve(read_config(given))
+
+
+_LISTS = ("models", "adapter", "split", "shadow")

@@ -1,0 +1,36 @@
+"""`python -m serve NAME=PATH …`: the thin runtime, with nothing but what serving needs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from edgesmith.errors import EdgesmithError
+from serve.arguments import make_parser, read_config
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until told to stop; returns the exit code."""
+    given = make_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
+    try:
+        config = read_config(given)
+        from serve.app import run_server
+
+        run_server(config)
+    except EdgesmithError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        sys.stderr.write(
+            f"the library `{error.name}` is not installed\n  → Install it: pip install 'edgesmith[serve]'\n"
+        )
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""The whole server put together: models, traffic, protocols, HTTP and gRPC, and its life from start to drain."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from edgesmith.files import atomic_write
+from serve.access import Access
+from serve.config import ServerConfig
+from serve.drift.monitor import DriftMonitor, drift_families
+from serve.drift.reference import read_reference
+from serve.http.router import Route, Router
+from serve.http.server import HttpServer
+from serve.metrics import Metrics
+from serve.models.graph_model import GraphModel
+from serve.models.repository import Repository
+from serve.service import Service
+from serve.traffic import Traffic
+
+__all__ = ["App", "run_server"]
+
+_log = logging.getLogger("serve")
+
+
+class App:
+    """A server that is started, drained and closed on one event loop.
+
+    Args:
+        config: What it is told to do.
+
+    Attributes:
+        service: What the protocols speak to.
+        router: All routes.
+        http: The HTTP server.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        loop = asyncio.get_running_loop()
+        repository = Repository(config, loop=loop)
+        self.traffic = Traffic(config.splits, config.shadows, record_to=config.record_to)
+        metrics = Metrics(repository, [self.traffic.collect, self._collect_drift])
+        self.service = Service(config, repository, metrics, self.traffic)
+        self.router = Router(_routes(self.service, has_page=config.has_page))
+        self.access = Access.of(config)
+        self.http = HttpServer(self.router, config.limits, self.access, tls=_tls(config))
+        self._grpc: Any = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host, port = self.http.address
+        scheme = "https" if self.config.tls_certificate else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def start(self) -> None:
+        """Listen, then load all models: health says `live` at once, and `ready` when this returns.
+
+        Raises:
+            UsageError: The address is taken, or an option cannot be obeyed.
+            ArtifactError: A model cannot be served.
+        """
+        await self.http.start(self.config.host, self.config.port)
+        await self.start_models()
+        if self.config.grpc_port is not None:
+            from serve.protocols.grpc import GrpcServer
+
+            self._grpc = GrpcServer(self.service, self.access)
+            await self._grpc.start(self.config.host, self.config.grpc_port)
+
+    async def start_models(self) -> None:
+        """Load all models and begin to watch them; for a server whose HTTP is somebody else's."""
+        repository = self.service.repository
+        await repository.start()
+        self.traffic.check(repository.versions)
+        self.traffic.start()
+        self._watch_drift()
+        gc.collect()
+        gc.freeze()  # what is there now stays: collections need not look at it again
+
+    def _watch_drift(self) -> None:
+        """Begin to compare requests with the references of the artifacts that have one."""
+        repository = self.service.repository
+        for name in repository.names():
+            for version in repository.versions(name):
+                model = repository.get(name, version)
+                reference = read_reference(model.artifact)
+                if reference is not None and isinstance(model, GraphModel):
+                    monitor = DriftMonitor(reference, model.task)
+                    monitor.start()
+                    self.service.drift[name, version] = monitor
+
+    def _collect_drift(self) -> Any:
+        return drift_families([(*key, monitor) for key, monitor in self.service.drift.items()])
+
+    async def stop(self) -> None:
+        """Finish what is under way, at most for the configuration's `drain_s`, then close everything."""
+        self.service.is_draining = True
+        self.http.begin_drain()
+        await asyncio.gather(
+            self.http.drain(self.config.drain_s),
+            *([self._grpc.stop(self.config.drain_s)] if self._grpc is not None else []),
+        )
+        await self.stop_models()
+
+    async def stop_models(self) -> None:
+        """Close models, recording and watchers."""
+        for monitor in self.service.drift.values():
+            monitor.close()
+        self.traffic.close()
+        await self.service.repository.close(self.config.drain_s)
+
+
+def _routes(service: Service, *, has_page: bool) -> Sequence[Route]:
+    from serve.protocols import oip, openai, predict, system
+    from serve.traffic import feedback
+
+    groups: tuple[Callable[..., list[Route]], ...] = (oip.routes, openai.routes, predict.routes, feedback.routes)
+    found = [route for group in groups for route in group(service)]
+    return [*found, *system.routes(service, found, has_page=has_page)]
+
+
+def _tls(config: ServerConfig) -> Any:
+    if config.tls_certificate is None and config.tls_key is None:
+        return None
+    from serve.http.tls import make_context
+
+    return make_context(config.tls_certificate, config.tls_key)
+
+
+def run_server(config: ServerConfig) -> None:
+    """Serve until SIGTERM or SIGINT comes; a second one ends it at once.
+
+    Raises:
+        EdgesmithError: It cannot start; see `App.start`.
+    """
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(_serve(config))
+    else:
+        uvloop.run(_serve(config))
+
+
+async def _serve(config: ServerConfig) -> None:
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+    app = App(config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with suppress(NotImplementedError):  # Windows
+            loop.add_signal_handler(number, told.set)
+    starting = loop.create_task(app.start())
+    stopping = loop.create_task(told.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            _announce(app)
+            await stopping
+            _log.info("told to stop: finishing what is under way")
+        else:
+            starting.cancel()
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with suppress(NotImplementedError):
+                loop.remove_signal_handler(number)
+        stopping.cancel()
+        await app.stop()
+    _log.info("stopped")
+
+
+def _announce(app: App) -> None:
+    names = ", ".join(
+        f"{entry.name}:{entry.version}" for entry in app.service.repository.index() if entry.state == "READY"
+    )
+    _log.info("ready at %s: %s", app.url, names or "no model yet")
+    if app.config.announce_to is not None:
+        atomic_write(app.config.announce_to, app.url + "\n")

@@ -1,0 +1,283 @@
+"""The first runs of a model, before anybody waits for it: they fill the engine's memory pools, and are timed and
+compared to find out how many rows it should run together.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesmith.artifact import Artifact, Signature
+from edgesmith.errors import EdgesmithError
+from edgesmith.tasks import Task
+from serve.models.batching import BatchLimits, Layout
+from serve.models.executor import Run
+from serve.runtime.golden import read_golden
+
+__all__ = ["WarmUp", "warm_up"]
+
+Arrays = Mapping[str, NDArray[Any]]
+
+_SIZES = (1, 2, 4, 8, 16, 32)
+_BUDGET_S = 0.3
+_SHORT, _LONG = 16, 512  # tokens of the rows that are timed, and the most of the longest row that is run once
+_FREE_AXES = (16, 64, 224)  # lengths that are tried for free axes of which nothing is known
+_SAME = 2e-3  # share of the largest output: below it, two answers differ by rounding only
+_NEAR_BEST = 0.96  # of the most rows a second: what a smaller batch must reach to be preferred
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmUp:
+    """What the first runs told.
+
+    Attributes:
+        limits: Of batches, from the specification or measured.
+        can_mix_lengths: Whether a padded row was answered as an unpadded one is.
+        has_rows: Whether outputs had as many rows as inputs, so that a run can be shared.
+        batch_effect: Largest difference that other rows in a batch made to a row's outputs, as a share of the largest
+            output; about 1e-7 in floating point, and up to 0.3 where activations are quantized with one scale for the
+            whole batch.
+        padding_effect: The same of padding.
+        rows_per_s: Rows in a run → rows per second, as far as they were timed.
+        seconds: What it all took.
+        notes: What could not be tried, and why.
+    """
+
+    limits: BatchLimits
+    can_mix_lengths: bool = True
+    has_rows: bool = True
+    batch_effect: float = 0.0
+    padding_effect: float = 0.0
+    rows_per_s: Mapping[int, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Rows:
+    """Sample rows, distinct as far as there are enough; the first axis of each array is theirs."""
+
+    arrays: dict[str, NDArray[Any]]
+    layout: Layout
+
+    def take(self, num: int, length: int | None = None) -> dict[str, NDArray[Any]]:
+        """That many rows, for texts of that many tokens: repeated where there are fewer."""
+        found = {}
+        for name, array in self.arrays.items():
+            rows = np.resize(array, (num, *array.shape[1:])) if num > len(array) else array[:num]
+            if self.layout.fill and length is not None:
+                rows = np.resize(rows, (num, length)) if length > rows.shape[1] else rows[:, :length]
+            found[name] = np.ascontiguousarray(rows)
+        if self.layout.fill and length is not None and length > array.shape[1]:
+            found["attention_mask"] = np.ones_like(found["attention_mask"])
+        return found
+
+    @property
+    def row_elements(self) -> int:
+        """Elements of a row of the first input, at the length that is timed."""
+        first = self.take(1, _SHORT)[self.layout.input_names[0]]
+        return max(1, int(first.size))
+
+
+def warm_up(
+    run: Run,
+    signature: Signature,
+    layout: Layout,
+    artifact: Artifact,
+    task: Task | None = None,
+    *,
+    max_batch_size: int | None = None,
+    clock: Callable[[], float] = time.thread_time,
+) -> WarmUp:
+    """Run a model for the first time.
+
+    Small and large inputs are run so that later requests find memory allocated. Unless `max_batch_size` is given,
+    batches of 1, 2, 4 … 32 rows are timed, for about 0.3 s in all, and the one with the most rows a second is taken;
+    a smaller one if it comes within 4 %, because it answers sooner, and depends less on other rows where the model's
+    arithmetic lets them matter (see `WarmUp.batch_effect`). It holds as a number of elements: where 16 texts of 16
+    tokens are best, texts of 128 tokens are run two at a time.
+
+    Args:
+        run: The engine's.
+        signature: Of the graph.
+        layout: Of the graph.
+        artifact: Its golden inputs are used where there is no task.
+        task: Gives real texts.
+        max_batch_size: From the specification: taken as it is.
+        clock: In seconds; of this thread, so that others do not disturb. For an engine in another process use
+            `time.perf_counter`.
+    """
+    began = time.perf_counter()
+    limits = BatchLimits(max_rows=max_batch_size or 1)
+    rows, notes = _find_rows(run, signature, layout, artifact, task)
+    if rows is None or layout.rows != "shared":
+        return WarmUp(limits=limits, notes=tuple(notes), seconds=time.perf_counter() - began)
+    alone, together = run(rows.take(1, _SHORT)), run(rows.take(2, _SHORT))
+    if any(len(values) != 1 for values in alone.values()) or any(len(values) != 2 for values in together.values()):
+        notes.append("outputs do not have the inputs' rows: every request is run alone")
+        return WarmUp(limits=BatchLimits(max_rows=1), has_rows=False, notes=tuple(notes))
+    sizes = _SIZES if max_batch_size is None else tuple(sorted({1, max_batch_size}))
+    seconds = _time_sizes(run, rows, sizes, clock)
+    batch_effect, padding_effect = _effects(run, rows)
+    best = max_batch_size or _best_size({size: size / taken for size, taken in seconds.items()})
+    limits = BatchLimits(
+        max_rows=best,
+        max_elements=None if max_batch_size else best * rows.row_elements,
+        run_cost=_run_cost(seconds, rows.row_elements) if layout.fill else 0,
+    )
+    if layout.fill and task is not None:
+        run(rows.take(1, min(task.max_length or _LONG, _LONG)))
+    return WarmUp(
+        limits=limits,
+        can_mix_lengths=padding_effect <= max(_SAME, 4 * batch_effect),
+        batch_effect=batch_effect,
+        padding_effect=padding_effect,
+        rows_per_s={size: size / taken for size, taken in seconds.items()},
+        seconds=time.perf_counter() - began,
+        notes=tuple(notes),
+    )
+
+
+def _find_rows(
+    run: Run, signature: Signature, layout: Layout, artifact: Artifact, task: Task | None
+) -> tuple[_Rows | None, list[str]]:
+    """The first sample rows that the engine takes."""
+    notes: list[str] = []
+    for what, arrays in _candidates(signature, layout, artifact, task):
+        rows = _Rows(arrays, layout)
+        try:
+            run(rows.take(1, _SHORT) if layout.rows == "shared" else arrays)
+        except EdgesmithError as error:
+            notes.append(f"{what} could not be run: {error}")
+        else:
+            return rows, notes
+    return None, notes
+
+
+def _candidates(
+    signature: Signature, layout: Layout, artifact: Artifact, task: Task | None
+) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
+    if layout.fill and task is not None:
+        arrays = task.encode(task.sample_examples())
+        lengths = arrays["attention_mask"].sum(axis=1)
+        yield "sample texts", {name: array[lengths >= _SHORT] for name, array in arrays.items()}
+    golden = read_golden(artifact)
+    if golden is not None:
+        yield "golden inputs", golden.inputs
+    for free in _FREE_AXES:
+        yield f"inputs with free axes of length {free}", _made_up(signature, layout, free)
+        if all(isinstance(axis, int) for spec in signature.inputs for axis in spec.shape[1:]):
+            return
+
+
+def _made_up(signature: Signature, layout: Layout, free: int) -> dict[str, NDArray[Any]]:
+    """Arrays of a signature's shapes, of small numbers; integers are 0 or 1, which are valid as ids and as masks."""
+    rng = np.random.default_rng(0)
+    arrays: dict[str, NDArray[Any]] = {}
+    for spec in signature.inputs:
+        shape = [axis if isinstance(axis, int) else free for axis in spec.shape]
+        if layout.rows == "shared":
+            shape[0] = max(_SIZES[:4])
+        elif shape and not isinstance(spec.shape[0], int):
+            shape[0] = 1
+        if spec.dtype == "string":
+            arrays[spec.name] = np.full(shape, "text", object)
+        elif spec.dtype.startswith("float"):
+            arrays[spec.name] = rng.normal(size=shape).astype(spec.dtype)
+        else:
+            arrays[spec.name] = rng.integers(0, 2, shape).astype(spec.dtype)
+    return arrays
+
+
+def _time_sizes(run: Run, rows: _Rows, sizes: tuple[int, ...], clock: Callable[[], float]) -> dict[int, float]:
+    """Seconds of one run of each size, the least of a few; ends early when the budget is spent or it gets slower."""
+    found: dict[int, float] = {}
+    began = time.perf_counter()
+    for size in sizes:
+        arrays = rows.take(size, _SHORT)
+        run(arrays)
+        least, repeats = float("inf"), 0
+        while repeats < 2 or (repeats < 8 and time.perf_counter() - began < _BUDGET_S * (len(found) + 1) / len(sizes)):
+            start = clock()
+            run(arrays)
+            least, repeats = min(least, clock() - start), repeats + 1
+        found[size] = max(least, 1e-9)
+        if time.perf_counter() - began > _BUDGET_S:
+            break
+        speeds = [size / taken for size, taken in found.items()]
+        if len(speeds) > 2 and max(speeds[-2:]) < 0.9 * max(speeds):
+            break
+    return found
+
+
+def _best_size(rows_per_s: Mapping[int, float]) -> int:
+    """The smallest batch within a little of the fastest, but never one slower than a single row.
+
+    >>> _best_size({1: 536, 2: 664, 4: 790, 8: 872, 16: 903, 32: 888})
+    8
+    >>> _best_size({1: 100, 2: 90, 4: 80})
+    1
+    """
+    enough = _NEAR_BEST * max(rows_per_s.values())
+    return min(size for size, speed in rows_per_s.items() if speed >= enough and speed >= rows_per_s[1])
+
+
+def _run_cost(seconds: Mapping[int, float], row_elements: int) -> int:
+    """What a run costs beside its rows, in elements: the straight line through small runs, at no rows.
+
+    >>> _run_cost({1: 1.87e-3, 8: 9.17e-3}, 16)
+    12
+    """
+    slopes = [(more - fewer) / (two - one) for (one, fewer), (two, more) in pairwise(sorted(seconds.items()))]
+    if not slopes or min(slopes) <= 0:
+        return 0
+    row = float(np.median(slopes))
+    return max(0, int((seconds[1] - row) / row * row_elements))
+
+
+def _effects(run: Run, rows: _Rows) -> tuple[float, float]:
+    """How far other rows, and padding, move a row's outputs; see `WarmUp`."""
+    num = min(8, len(next(iter(rows.arrays.values()))))
+    batch = rows.take(num, _SHORT)
+    together = run(batch)
+    by_rows = by_padding = 0.0
+    for index in range(num):
+        single = {name: array[index : index + 1] for name, array in batch.items()}
+        alone = run(single)
+        by_rows = max(by_rows, _difference(alone, {name: values[index : index + 1] for name, values in together.items()}))
+        if rows.layout.fill and index < 4:
+            by_padding = max(by_padding, _difference(alone, _unpadded(run(_padded(single, rows.layout)), rows.layout)))
+    return by_rows, by_padding
+
+
+def _padded(arrays: Arrays, layout: Layout) -> dict[str, NDArray[Any]]:
+    width = (_SHORT // 2, 0) if layout.is_left else (0, _SHORT // 2)
+    return {name: np.pad(array, ((0, 0), width), constant_values=layout.fill[name]) for name, array in arrays.items()}
+
+
+def _unpadded(outputs: Arrays, layout: Layout) -> dict[str, NDArray[Any]]:
+    kept = slice(_SHORT // 2, None) if layout.is_left else slice(-(_SHORT // 2))
+    return {
+        name: values[(slice(None),) * layout.token_axes[name] + (kept,)] if name in layout.token_axes else values
+        for name, values in outputs.items()
+    }
+
+
+def _difference(one: Arrays, other: Arrays) -> float:
+    """The largest difference of any floating-point element, as a share of the largest; infinite for other shapes."""
+    largest = 0.0
+    for name, values in one.items():
+        if values.dtype.kind != "f":
+            continue
+        if values.shape != other[name].shape:
+            return float("inf")
+        scale = float(np.abs(values).max(initial=0.0))
+        gap = float(np.abs(values.astype(np.float64) - other[name]).max(initial=0.0))
+        largest = max(largest, gap / scale if scale else gap)
+    return largest

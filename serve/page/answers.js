@@ -1,0 +1,48 @@
+// What a model answered, drawn for its task.
+
+/** Labels with their scores as bars: `scores` are [label, score], the best first. */
+function showScores(scores) {
+  return table(["Label", "Score", ""], scores.map(([label, score], i) =>
+    [label, percent(score), bar(score, i ? "" : "first")]), { label: "Labels and scores" });
+}
+
+/** Pairs of label and score, the best first, of whichever form a prediction has; null where it has none. */
+function scoresOf(prediction) {
+  const scores = prediction?.scores ?? prediction?.labels;
+  let pairs = null;
+  if (Array.isArray(scores)) pairs = scores.filter((one) => one && "label" in one).map((one) => [String(one.label), one.score]);
+  else if (scores && typeof scores === "object") pairs = Object.entries(scores);
+  if (!pairs?.length && prediction?.label !== undefined) pairs = [[String(prediction.label), prediction.score]];
+  return pairs?.length ? pairs.sort((a, b) => b[1] - a[1]) : null;
+}
+
+function cosine(a, b) {
+  let dot = 0, left = 0, right = 0;
+  for (let i = 0; i < a.length; i++) { dot += a[i] * b[i]; left += a[i] * a[i]; right += b[i] * b[i]; }
+  return dot / (Math.sqrt(left * right) || 1);
+}
+
+const showJson = (value) => h("pre", { tabindex: "0" }, clip(JSON.stringify(value, null, 1)));
+
+function showPrediction(said) {
+  const predictions = said.predictions ?? [said];
+  return predictions.map((one) => {
+    const scores = scoresOf(one);
+    return scores ? showScores(scores) : showJson(one);
+  });
+}
+
+function showCosine(vectors) {
+  const value = cosine(vectors[0], vectors[1]);
+  return [h("p", {}, "Cosine similarity"), h("p", { class: "figure", id: "cosine" }, value.toFixed(4)), bar(value, "first"),
+    h("p", { class: "note" }, `Two vectors of ${vectors[0].length} numbers.`)];
+}
+
+/** Who answered, and how long it took as the browser sees it. */
+function showHeaders(answer, startedMs) {
+  const parts = [`${duration(performance.now() - startedMs)} in the browser`];
+  const version = answer.headers.get("x-model-version"), id = answer.headers.get("x-request-id");
+  if (version) parts.push(`version ${version}`);
+  if (id) parts.push(`request ${id}`);
+  return h("p", { class: "note" }, parts.join(" · "));
+}

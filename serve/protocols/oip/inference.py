@@ -1,0 +1,211 @@
+"""An inference request, whatever carried it, and how one is read from an HTTP body.
+
+Source: kserve/open-inference-protocol, specification/protocol/inference_rest.md ("Inference Request JSON Object");
+triton-inference-server/server, docs/protocol/extension_binary_data.md and extension_classification.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from edgesmith.errors import UnsupportedError
+from serve.config import Limits
+from serve.errors import MalformedError, TooLargeError
+from serve.http.message import Buffer
+from serve.json_text import parse_json
+from serve.protocols.oip.tensors import array_from_bytes, array_from_list, check_shape, dtype_of
+
+__all__ = ["Inference", "OutputWish", "check_parameters", "deadline_of", "read_classes", "read_inference", "read_timeout"]
+
+_NO_PARAMETERS: Mapping[str, Any] = {}
+_MAX_TIMEOUT_US = 10**12
+
+
+@dataclass(slots=True)
+class OutputWish:
+    """One output that the client wants.
+
+    Attributes:
+        name: Of the output.
+        is_binary: Whether as bytes behind the JSON; None leaves it to the request.
+        num_classes: If above 0, the best so many as texts `score:index:label` in place of the values.
+    """
+
+    name: str
+    is_binary: bool | None = None
+    num_classes: int = 0
+
+
+@dataclass(slots=True)
+class Inference:
+    """What a client asks for.
+
+    Attributes:
+        arrays: By input name; texts are arrays of objects.
+        outputs: What it wants back; None wants all outputs.
+        id: Given back with the answer; empty without one.
+        is_binary: Whether outputs go back as bytes that say nothing else.
+        timeout_us: How long it may take; 0 leaves it to the model.
+    """
+
+    arrays: dict[str, NDArray[Any]]
+    outputs: Sequence[OutputWish] | None = None
+    id: str = ""
+    is_binary: bool = False
+    timeout_us: int = 0
+
+
+def read_inference(body: Buffer, json_length: bytes | None, limits: Limits) -> Inference:
+    """Read the body of a request.
+
+    Args:
+        body: JSON, with the bytes of tensors behind it if `json_length` is given.
+        json_length: The header `Inference-Header-Content-Length`.
+        limits: The most that is read.
+
+    Raises:
+        MalformedError: It is not what the protocol says.
+        TooLargeError: An input has too many rows.
+        UnsupportedError: It asks for something that this server does not do.
+    """
+    if json_length is None:
+        begin, text = len(body), body
+    else:
+        begin = _read_length(json_length, len(body))
+        text = memoryview(body)[:begin]
+    message = parse_json(text, max_depth=limits.max_json_depth)
+    if type(message) is not dict:
+        raise MalformedError("the body is no JSON object", mend='Send {"inputs": […]}.')
+    parameters = _parameters(message, "request")
+    arrays = _read_inputs(message.get("inputs"), body, begin, limits)
+    identifier = message.get("id", "")
+    if type(identifier) is not str:
+        raise MalformedError("the id of a request is a text")
+    return Inference(
+        arrays,
+        _read_outputs(message.get("outputs")),
+        identifier,
+        _flag(parameters, "binary_data_output") or False,
+        read_timeout(parameters),
+    )
+
+
+def deadline_of(received_ns: int, timeout_us: int) -> int | None:
+    """When a request is no longer wanted, on `time.monotonic_ns`; None leaves it to the model."""
+    return received_ns + 1000 * timeout_us if timeout_us else None
+
+
+def read_timeout(parameters: Mapping[str, Any]) -> int:
+    """The parameter `timeout`, in µs; 0 without one.
+
+    Raises:
+        MalformedError: It is no positive number.
+    """
+    timeout_us = parameters.get("timeout", 0)
+    if type(timeout_us) is not int or timeout_us < 0:
+        raise MalformedError(f"timeout is {str(timeout_us)[:40]!r}; it is a whole number of microseconds")
+    return min(timeout_us, _MAX_TIMEOUT_US)
+
+
+def check_parameters(what: str, parameters: Mapping[str, Any]) -> None:
+    """Refuse tensors in shared memory.
+
+    Raises:
+        UnsupportedError: The parameters name a region.
+    """
+    if "shared_memory_region" in parameters:
+        raise UnsupportedError(
+            f"{what} is in shared memory, which this server does not map", mend="Send it with the request."
+        )
+
+
+def _read_length(value: bytes, body_length: int) -> int:
+    if not value.isdigit() or len(value) > 12 or int(value) > body_length:
+        raise MalformedError(
+            f"Inference-Header-Content-Length is {value[:20]!r} with a body of {body_length} bytes",
+            mend="It is the number of bytes of the JSON at the body's begin.",
+        )
+    return int(value)
+
+
+def _parameters(holder: dict[str, Any], what: str) -> Mapping[str, Any]:
+    parameters = holder.get("parameters")
+    if parameters is None:
+        return _NO_PARAMETERS
+    if type(parameters) is not dict:
+        raise MalformedError(f"the parameters of the {what} are no object")
+    return parameters
+
+
+def _flag(parameters: Mapping[str, Any], name: str) -> bool | None:
+    value = parameters.get(name)
+    if value is not None and type(value) is not bool:
+        raise MalformedError(f"{name} is {str(value)[:40]!r}; it is true or false")
+    return value
+
+
+def _read_inputs(inputs: object, body: Buffer, begin: int, limits: Limits) -> dict[str, NDArray[Any]]:
+    if type(inputs) is not list or not inputs:
+        raise MalformedError("the request has no inputs", mend='Send {"inputs": […]}.')
+    arrays: dict[str, NDArray[Any]] = {}
+    end = len(body)
+    for entry in inputs:
+        if type(entry) is not dict:
+            raise MalformedError("an input is no object", mend='Send {"name", "shape", "datatype", "data"}.')
+        name, datatype, shape = entry.get("name"), entry.get("datatype"), entry.get("shape")
+        if type(name) is not str or name in arrays:
+            raise MalformedError("every input needs a name of its own")
+        dtype_of(name, datatype)
+        count = check_shape(name, shape)
+        if shape and shape[0] > limits.max_rows:
+            raise TooLargeError(f"the input {name!r} has {shape[0]} rows; {limits.max_rows} are allowed at a time")
+        parameters = _parameters(entry, "input")
+        if "binary_data_size" not in parameters:
+            check_parameters(f"the input {name!r}", parameters)
+            arrays[name] = array_from_list(name, datatype, shape, count, entry.get("data"))
+            continue
+        size = parameters["binary_data_size"]
+        if type(size) is not int or not 0 <= size <= end - begin:
+            raise MalformedError(
+                f"binary_data_size of {name!r} is {str(size)[:40]}, and {end - begin} bytes are left behind the JSON",
+                mend="Send the length of the JSON in the header Inference-Header-Content-Length.",
+            )
+        if "data" in entry:
+            raise MalformedError(f"the input {name!r} has both data and binary_data_size")
+        arrays[name] = array_from_bytes(name, datatype, shape, count, body, begin, size)
+        begin += size
+    if begin != end:
+        raise MalformedError(f"{end - begin} bytes are left behind the last input")
+    return arrays
+
+
+def _read_outputs(outputs: object) -> Sequence[OutputWish] | None:
+    if not outputs and (outputs is None or type(outputs) is list):
+        return None
+    if type(outputs) is not list:
+        raise MalformedError("the outputs are no list")
+    wishes: dict[str, OutputWish] = {}
+    for entry in outputs:
+        name = entry.get("name") if type(entry) is dict else None
+        if type(name) is not str or name in wishes:
+            raise MalformedError("every output that is asked for needs a name of its own")
+        parameters = _parameters(entry, "output")
+        check_parameters(f"the output {name!r}", parameters)
+        wishes[name] = OutputWish(name, _flag(parameters, "binary_data"), read_classes(parameters))
+    return list(wishes.values())
+
+
+def read_classes(parameters: Mapping[str, Any]) -> int:
+    """The parameter `classification`; 0 without one.
+
+    Raises:
+        MalformedError: It is no positive number.
+    """
+    num_classes = parameters.get("classification", 0)
+    if type(num_classes) is not int or num_classes < 0:
+        raise MalformedError(f"classification is {str(num_classes)[:40]!r}; it is how many classes are wanted")
+    return num_classes

@@ -1,0 +1,52 @@
+"""Threads for what a protocol must not do on the loop's thread: tokenizing long texts, unpacking pictures, templates."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TypeVar
+
+from serve.errors import OverloadedError
+
+__all__ = ["Workers", "workers"]
+
+Result = TypeVar("Result")
+
+_NUM_THREADS = 2  # pictures take up to some hundred MB while they are unpacked
+_MAX_WAITING = 64
+
+
+class Workers:
+    """A few threads with a bounded queue.
+
+    Args:
+        num_threads: Calls at a time.
+        max_waiting: Calls that may wait or run; more are refused at once.
+    """
+
+    def __init__(self, num_threads: int = _NUM_THREADS, max_waiting: int = _MAX_WAITING) -> None:
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="prepare")
+        self._max_waiting = max_waiting
+        self._num_waiting = 0
+
+    async def run(self, call: Callable[[], Result]) -> Result:
+        """Run a call in a thread, from the loop's thread.
+
+        Raises:
+            OverloadedError: Too many are waiting.
+        """
+        if self._num_waiting >= self._max_waiting:
+            raise OverloadedError(f"{self._num_waiting} requests wait to be prepared", mend="Try again in a second.")
+        self._num_waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        finally:
+            self._num_waiting -= 1
+
+
+@cache
+def workers() -> Workers:
+    """Those of this process, shared by all protocols so that the bound holds for all of them together."""
+    return Workers()

@@ -1,0 +1,80 @@
+"""What became of a request, as far as versions are compared and recorded by it: figures and labels, never texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from serve.errors import describe_failure
+from serve.models.job import GenerationJob, Job
+
+__all__ = ["Outcome", "outcome_of"]
+
+# Refusals that say nothing about the version: the client's own fault.
+_BLAMELESS_BELOW = 500
+
+
+@dataclass(slots=True, eq=False)
+class Outcome:
+    """What became of one request.
+
+    Attributes:
+        request_id: As the client was told it.
+        is_ok: Whether it was answered.
+        duration_ns: From the request's last byte to the end of its answer.
+        reason: Why it was not answered, as metrics name it; empty if it was.
+        status: Of HTTP.
+        queue_ns: How long it waited for the engine.
+        num_rows: Rows of a graph's batch.
+        num_tokens: Tokens that a language model wrote; None of a graph.
+        outputs: What a graph gave; looked at later, in another thread, for the label and its score.
+        labels: Names of the columns of `logits`.
+        is_cancelled: The client had gone, so that the answer says nothing.
+    """
+
+    request_id: str
+    is_ok: bool
+    duration_ns: int
+    reason: str = ""
+    status: int = 200
+    queue_ns: int = 0
+    num_rows: int = 1
+    num_tokens: int | None = None
+    outputs: Mapping[str, NDArray[Any]] | None = None
+    labels: Sequence[str] | None = None
+    is_cancelled: bool = False
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether the version, or the server, failed the client."""
+        return not self.is_ok and self.status >= _BLAMELESS_BELOW
+
+
+def outcome_of(job: Job | GenerationJob, request_id: str, labels: Sequence[str] | None = None) -> Outcome:
+    """What became of a job whose `done` is being called.
+
+    Args:
+        job: With `finished_ns`, and `outputs` or `error`.
+        request_id: As the client was told it.
+        labels: Of the model's task, where it has any.
+    """
+    status, reason = 200, ""
+    if job.error is not None:
+        status, reason, _ = describe_failure(job.error)
+    is_graph = isinstance(job, Job)
+    return Outcome(
+        request_id,
+        job.error is None,
+        max(job.finished_ns - job.received_ns, 0),
+        reason,
+        status,
+        max(job.started_ns - job.received_ns, 0) if job.started_ns else 0,
+        job.num_rows if is_graph else 1,
+        None if is_graph else job.num_tokens,
+        job.outputs if is_graph else None,
+        labels,
+        job.is_cancelled,
+    )
