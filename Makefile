@@ -5,6 +5,7 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 READY := .venv/.ready
+CLIENTS := .venv-clients/.ready
 # Threads of torch that wait for others sleep: spinning ones slow down everything else on a busy machine.
 export OMP_WAIT_POLICY ?= PASSIVE
 # Options for pytest: `make test PYTEST=tests/compress`, `make test PYTEST='-k merge -x'`.
@@ -21,13 +22,16 @@ $(READY): pyproject.toml constraints.txt tools/setup-venv
 
 setup: $(READY)  ## make .venv with the pinned libraries (torch for the CPU where there is no NVIDIA GPU)
 
+$(CLIENTS): tests/serve/clients/requirements.txt tools/setup-clients $(READY)
+	@tools/setup-clients .venv-clients $<
+
 demo: $(READY)  ## fine-tune MiniLM on news texts, then: merge, export, quantize, verify, measure, judge, answer
 	@examples/news/run.sh
 
 demo-llm: $(READY)  ## fine-tune SmolLM2 on a novel, then: merge, GGUF Q4_K_M and int4 ONNX, verify, measure, judge, write
 	@examples/novel/run.sh
 
-test: $(READY)  ## run all tests, the slow ones too, two files at a time
+test: $(READY) $(CLIENTS)  ## run all tests, the slow ones too, two files at a time
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
 
 lint: $(READY)  ## style, format, types, and who may import whom
@@ -36,7 +40,7 @@ lint: $(READY)  ## style, format, types, and who may import whom
 	@$(BIN)/python -m mypy
 	@$(BIN)/lint-imports
 
-check: lint  ## lint, and all tests but the slow ones
+check: lint $(CLIENTS)  ## lint, and all tests but the slow ones
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST)
 
 bench: $(READY)  ## measure what the README claims, on this machine

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from edgesmith.errors import UsageError
+from edgesmith.errors import ArtifactError, UsageError
 from serve.config import Limits, ModelSpec, ServerConfig
 
 __all__ = ["ADMIN_TOKEN", "API_KEYS", "make_parser", "parse_model", "parse_shadow", "parse_split", "read_config"]
@@ -139,7 +140,7 @@ def read_config(given: argparse.Namespace, environment: Mapping[str, str] = os.e
     """
     from serve.access import parse_keys, read_keys
 
-    specs = [_spec(text, given) for text in given.models]
+    specs = [_spec(*parse_model(text), given) for text in given.models or bundled_models()]
     names = [(spec.name, spec.version) for spec in specs]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(
@@ -173,8 +174,24 @@ def read_config(given: argparse.Namespace, environment: Mapping[str, str] = os.e
     )
 
 
-def _spec(text: str, given: argparse.Namespace) -> ModelSpec:
-    name, version, path = parse_model(text)
+def bundled_models() -> list[str]:
+    """What the bundle serves that this runtime lies in, as `NAME:VERSION=PATH`; nothing where it lies in none.
+
+    Raises:
+        ArtifactError: The bundle's index is damaged.
+    """
+    root = Path(__file__).resolve().parents[1]
+    index = root / "bundle.json"
+    if not index.is_file():
+        return []
+    try:
+        listed = json.loads(index.read_bytes())["models"]
+        return [f"{one['name']}:{one['version']}={root / one['path']}" for one in listed]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{index}: is damaged: {error}", mend="Copy the bundle again.") from error
+
+
+def _spec(name: str, version: str, path: Path, given: argparse.Namespace) -> ModelSpec:
     return ModelSpec(
         name=name,
         version=version,

@@ -9,22 +9,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from serve.metrics import REQUEST_BOUNDS_NS
+from serve.models.stats import Buckets
+from serve.models.text_model import TextModel
 from serve.process_figures import read_process
 
 if TYPE_CHECKING:
-    from serve.models.repository import IndexEntry
+    from serve.models.repository import IndexEntry, Model
     from serve.service import Service
 
 __all__ = ["LiveFigures", "percentile_ns"]
 
 WINDOW_S = 60.0
+_ALL = ("", "")
 _APART_S = 0.5
 """Readings nearer to each other than this share one moment, so that many readers cost no memory."""
-
-DriftReport = Callable[[str, str], Any]
-"""Model's name and version → what is known of its drift, JSON-able; None where nobody looks."""
-TrafficReport = Callable[[], Any]
-"""As `Traffic.report`."""
 
 
 def percentile_ns(counts: Sequence[int], share: float, bounds: Sequence[int] = REQUEST_BOUNDS_NS) -> float | None:
@@ -80,21 +78,11 @@ class LiveFigures:
 
     Args:
         service: Whose figures.
-        traffic: Tells of arms and their comparison; None where no traffic is shared.
-        drift: Tells of a version's drift; None where nobody looks.
         clock: Seconds that only grow.
     """
 
-    def __init__(
-        self,
-        service: Service,
-        *,
-        traffic: TrafficReport | None = None,
-        drift: DriftReport | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, service: Service, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._service = service
-        self._traffic, self._drift = traffic, drift
         self._clock = clock
         self._past: deque[_Moment] = deque([_Moment(clock(), {})])
 
@@ -117,21 +105,18 @@ class LiveFigures:
                 "descriptors": process.num_descriptors,
                 "connections": transport.num_connections if transport is not None else None,
             },
-            "traffic": self._traffic() if self._traffic is not None else None,
-            "all": _describe(now, then, ("", ""), window_s),
-            "models": [self._model(entry, now, then, window_s) for entry in self._service.repository.index()],
+            "all": _describe(now, then, _ALL, window_s),
+            "models": [self._describe(entry, now, then, window_s) for entry in self._service.repository.index()],
         }
 
     def _tally(self) -> dict[tuple[str, str], _Tally]:
-        tallies: dict[tuple[str, str], _Tally] = {("", ""): _Tally()}
+        tallies: dict[tuple[str, str], _Tally] = {_ALL: _Tally()}
         for (model, version, _, reason), counts in self._service.metrics.requests.items():
-            for name in {("", ""), (model, version)}:
+            for name in {_ALL, (model, version)}:
                 tallies.setdefault(name, _Tally()).add(reason, counts.count, counts.durations.counts)
-        for entry in self._service.repository.index():
-            if entry.state == "READY":
-                stats = self._service.repository.get(entry.name, entry.version).stats
-                tallies.setdefault((entry.name, entry.version), _Tally()).num_tokens = stats.generated_tokens
-                tallies["", ""].num_tokens += stats.generated_tokens
+        for one in self._service.repository.models():
+            tallies.setdefault((one.name, one.version), _Tally()).num_tokens = one.stats.generated_tokens
+            tallies[_ALL].num_tokens += one.stats.generated_tokens
         return tallies
 
     def _begin(self, now: _Moment) -> _Moment:
@@ -145,14 +130,16 @@ class LiveFigures:
             past.append(now)
         return past[0]
 
-    def _model(self, entry: IndexEntry, now: _Moment, then: _Moment, window_s: float) -> dict[str, Any]:
-        name, version = entry.name, entry.version
-        said: dict[str, Any] = {"name": name, "version": version, "state": entry.state, "reason": entry.reason}
-        said |= _describe(now, then, (name, version), window_s)
+    def _describe(self, entry: IndexEntry, now: _Moment, then: _Moment, window_s: float) -> dict[str, Any]:
+        name, service = (entry.name, entry.version), self._service
+        said: dict[str, Any] = {"name": name[0], "version": name[1], "state": entry.state, "reason": entry.reason}
+        said |= _describe(now, then, name, window_s)
         if entry.state == "READY":
-            said |= _stats(self._service.repository.get(name, version))
-        if self._drift is not None and (told := self._drift(name, version)) is not None:
-            said["drift"] = told
+            said |= _stats(service.repository.get(*name))
+        if (traffic := service.traffic.report(*name)) is not None:
+            said["traffic"] = traffic
+        if (drift := service.drift.get(name)) is not None:
+            said["drift"] = drift.report()
         return said
 
 
@@ -175,18 +162,18 @@ def _describe(now: _Moment, then: _Moment, name: tuple[str, str], window_s: floa
     }
 
 
-def _stats(model: Any) -> dict[str, Any]:
+def _stats(model: Model) -> dict[str, Any]:
     """What a model's own statistics say, since it was loaded."""
     stats = model.stats
 
-    def middle_ms(counts: Any) -> float | None:
+    def middle_ms(counts: Buckets) -> float | None:
         found = percentile_ns(counts.counts, 0.5, counts.bounds)
         return None if found is None else round(found / 1e6, 3)
 
     bounds = [*stats.batch_rows.bounds, None]
     return {
-        "queued": getattr(model, "num_queued", 0),
-        "running": getattr(model, "num_running", 0),
+        "queued": model.num_waiting if isinstance(model, TextModel) else model.num_queued,
+        "running": model.num_running,
         "batch_rows": [[bound, count] for bound, count in zip(bounds, stats.batch_rows.counts, strict=True)],
         "padding_share": round(stats.padding_share, 4),
         "queue_p50_ms": middle_ms(stats.queue_ns),

@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from serve.metrics import REQUEST_BOUNDS_NS
 from serve.models.stats import Buckets
+from serve.models.text_model import TextModel
 from serve.process_figures import read_process
 
 if TYPE_CHECKING:
@@ -55,13 +56,10 @@ def request_families(requests: dict[tuple[str, str, str, str], RequestCounts]) -
 
 def model_families(repository: Repository) -> Iterator[Metric]:
     """Every version of every model: whether it answers, what it is, what it has done."""
+    models = repository.models()
     ready = GaugeMetricFamily("edgesmith_model_ready", "1 where the model answers, 0 where it does not.", labels=_MODEL)
-    models: list[Model] = []
     for entry in repository.index():
-        is_ready = entry.state == "READY"
-        ready.add_metric((entry.name, entry.version), float(is_ready))
-        if is_ready:
-            models.append(repository.get(entry.name, entry.version))
+        ready.add_metric((entry.name, entry.version), float(entry.state == "READY"))
     yield ready
     yield _info(models)
     yield from _waiting(models)
@@ -86,20 +84,17 @@ def _info(models: Sequence[Model]) -> Metric:
 
 
 def _waiting(models: Sequence[Model]) -> Iterator[Metric]:
-    for name, text, attribute in (
-        ("edgesmith_queue_length", "Requests that wait for the engine.", "num_queued"),
-        ("edgesmith_running_requests", "Requests that the engine works on.", "num_running"),
-    ):
-        family = GaugeMetricFamily(name, text, labels=_MODEL)
-        for model in models:
-            family.add_metric((model.name, model.version), getattr(model, attribute, 0))
-        yield family
+    queue = GaugeMetricFamily("edgesmith_queue_length", "Requests that wait for the engine.", labels=_MODEL)
+    running = GaugeMetricFamily("edgesmith_running_requests", "Requests that the engine works on.", labels=_MODEL)
     padding = GaugeMetricFamily(
         "edgesmith_padding_ratio", "Share of the elements run that were padding, since the start.", labels=_MODEL
     )
     for model in models:
-        padding.add_metric((model.name, model.version), model.stats.padding_share)
-    yield padding
+        labels = (model.name, model.version)
+        queue.add_metric(labels, model.num_waiting if isinstance(model, TextModel) else model.num_queued)
+        running.add_metric(labels, model.num_running)
+        padding.add_metric(labels, model.stats.padding_share)
+    yield from (queue, running, padding)
 
 
 def _histograms(models: Sequence[Model]) -> Iterator[Metric]:
@@ -139,7 +134,8 @@ def _life_cycle(repository: Repository) -> Iterator[Metric]:
         ("model_load_failures", "Models that could not be opened.", "num_load_failures"),
         ("child_restarts", "Engines that died in a process of their own and were started again.", "num_restarts"),
     ):
-        yield CounterMetricFamily(f"edgesmith_{name}", text, value=getattr(repository, attribute, 0))
+        if (value := getattr(repository, attribute, None)) is not None:
+            yield CounterMetricFamily(f"edgesmith_{name}", text, value=value)
 
 
 def transport_families(transport: TransportCounts) -> Iterator[Metric]:

@@ -41,8 +41,9 @@ def _describe(service: Service, entry: IndexEntry) -> dict[str, Any]:
     }
     if entry.state == "READY":
         said |= _model(service.repository.get(entry.name, entry.version))
-    if (verdicts := service.verdicts.get(entry.name)) is not None:
-        said["verdicts"] = verdicts
+        said |= _loading(service, entry)
+        if (verdicts := service.verdicts(entry.name, entry.version)) is not None:
+            said["verdicts"] = verdicts
     return said
 
 
@@ -66,13 +67,20 @@ def _model(model: Model) -> dict[str, Any]:
         "has_task": task is not None,
         "labels": list(getattr(task, "labels", ())),
     }
-    for name in ("threads", "max_batch_size", "context_length", "num_slots", "can_generate", "can_embed"):
+    if model.spec.threads is not None:
+        said["threads"] = model.spec.threads
+    for name in ("max_batch_size", "context_length", "num_slots", "can_generate", "can_embed"):
         if (value := getattr(model, name, None)) is not None:
             said[name] = value
     if signature is not None:
         said["inputs"] = [_tensor(one) for one in signature.inputs]
         said["outputs"] = [_tensor(one) for one in signature.outputs]
     return said
+
+
+def _loading(service: Service, entry: IndexEntry) -> dict[str, Any]:
+    report = service.repository.report(entry.name, entry.version)
+    return {} if report is None else {"loading_ms": report.phases_ms, "golden": report.golden}
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from edgesmith.api.load import load
 from edgesmith.api.look import check, doctor, inspect, predict
 from edgesmith.api.measure import bench, eval, verify  # noqa: A004
 from edgesmith.api.recipes import init, plan, run, schema
-from edgesmith.api.serve import serve
+from edgesmith.api.serve import bundle, serve
 from edgesmith.api.steps import export, merge, quantize
 
 __all__ = [
     "bench",
+    "bundle",
     "check",
     "doctor",
     "eval",

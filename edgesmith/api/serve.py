@@ -1,16 +1,21 @@
-"""Serving artifacts."""
+"""Serving artifacts, and packing them up for where they are served."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgesmith.errors import UsageError
+from edgesmith.progress import SILENT, Progress
 from edgesmith.releases import locate_target
 
 if TYPE_CHECKING:
+    from edgesmith.bundle import Bundle
     from serve.config import ServerConfig
 
-__all__ = ["serve"]
+__all__ = ["bundle", "serve"]
 
 
 def serve(config: ServerConfig) -> None:
@@ -29,3 +34,39 @@ def serve(config: ServerConfig) -> None:
 
     models = tuple(dataclasses.replace(spec, path=locate_target(spec.path, spec.name)) for spec in config.models)
     run_server(dataclasses.replace(config, models=models))
+
+
+def bundle(
+    models: Sequence[str],
+    *,
+    out: Path,
+    runtime: bool = False,
+    wheels: bool = False,
+    platform: str | None = None,
+    progress: Progress = SILENT,
+) -> Bundle:
+    """Pack artifacts up as one folder or archive, with the thin runtime if wanted.
+
+    Args:
+        models: Each `NAME=PATH`, `NAME:VERSION=PATH` or a path; of a release the target of that name, or the only one.
+        out: Folder, or an archive by its ending `.tar.gz` or `.tar`.
+        runtime: Put in the runtime's code and a lock file, so that `python -m serve` serves the models.
+        wheels: Put in the libraries too.
+        platform: Of the wheels, as pip names it; this machine's if left out.
+        progress: Shows how far it is.
+
+    Raises:
+        UsageError: a model is given twice, or something else is at `out`.
+        UnsupportedError: an artifact that the runtime does not serve, or there are no wheels for the platform.
+    """
+    from edgesmith.bundle import write_bundle
+    from serve.arguments import parse_model
+
+    found: dict[str, Path] = {}
+    for text in models:
+        name, version, path = parse_model(text)
+        label = f"{name}:{version}"
+        if label in found:
+            raise UsageError(f"{label} is given twice", mend=f"Give the second one a version: {name}:2=PATH.")
+        found[label] = locate_target(path, name)
+    return write_bundle(found, out, with_runtime=runtime, with_wheels=wheels, platform=platform, progress=progress)

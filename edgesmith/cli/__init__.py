@@ -117,6 +117,7 @@ _PANELS: Mapping[str, Mapping[Callable[..., None], str | tuple[str, ...]]] = {
             "edgesmith serve news=release/server",
             "edgesmith serve news:1=old news:2=new --split news=1:95,2:5 --record traffic.jsonl",
         ),
+        serve.bundle: "edgesmith bundle news=release/server --runtime -o box.tar.gz",
     },
     "Judge": {
         judge.gate: "edgesmith gate release/server --gates recipe.yaml --junit verdicts.xml",

@@ -1,4 +1,4 @@
-"""The command that serves."""
+"""The commands that serve, and pack up what is served."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["serve"]
+from edgesmith.cli.options import Json, Out
+
+__all__ = ["bundle", "serve"]
 
 
 def serve(
@@ -84,3 +86,38 @@ def serve(
 
 
 _LISTS = ("models", "adapter", "split", "shadow")
+
+
+def bundle(
+    models: Annotated[
+        list[str], typer.Argument(metavar="NAME[:VERSION]=PATH…", help="Artifact folder, release, .onnx or .gguf file.")
+    ],
+    out: Out,
+    runtime: Annotated[
+        bool, typer.Option("--runtime", help="Put the thin runtime and a lock file in: `python -m serve` runs it.")
+    ] = False,
+    wheels: Annotated[
+        bool, typer.Option("--wheels", help="Put the libraries in too, so that the box needs no network.")
+    ] = False,
+    platform: Annotated[
+        str | None,
+        typer.Option(metavar="TAG", help="Of the wheels, such as manylinux_2_28_aarch64."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Pack artifacts, and the runtime if wanted, into one folder or archive to copy to an edge box."""
+    from edgesmith import api, console
+    from edgesmith.units import format_bytes
+
+    made = api.bundle(
+        models, out=out, runtime=runtime, wheels=wheels, platform=platform, progress=console.ConsoleProgress()
+    )
+    if json:
+        console.print_json(made.to_json())
+        return
+    parts = {"models": made.model_bytes, "runtime": made.runtime_bytes, "wheels": made.wheel_bytes}
+    facts = {"bundle": str(made.path), "size": format_bytes(made.size_bytes), "serves": ", ".join(made.models)}
+    facts |= {name: format_bytes(size) for name, size in parts.items() if size}
+    facts |= {"libraries": ", ".join(made.libraries)} if made.libraries else {}
+    facts |= {"sha256": made.sha256} if made.sha256 else {}
+    console.print_facts(facts)

@@ -214,9 +214,7 @@ def join(batch: Sequence[Waiting], layout: Layout) -> Mapping[str, NDArray[Any]]
     return joined
 
 
-def cut(
-    outputs: Mapping[str, NDArray[Any]], batch: Sequence[Waiting], layout: Layout
-) -> list[dict[str, NDArray[Any]]]:
+def cut(outputs: Mapping[str, NDArray[Any]], batch: Sequence[Waiting], layout: Layout) -> list[dict[str, NDArray[Any]]]:
     """Give each request of a batch its own rows and tokens, as views.
 
     Args:
@@ -244,6 +242,4 @@ def split_rows(arrays: Mapping[str, NDArray[Any]], num_rows: int, size: int) -> 
     >>> [piece["x"].shape for piece in split_rows({"x": np.ones((5, 2))}, 5, 2)]
     [(2, 2), (2, 2), (1, 2)]
     """
-    return [
-        {name: array[start : start + size] for name, array in arrays.items()} for start in range(0, num_rows, size)
-    ]
+    return [{name: array[start : start + size] for name, array in arrays.items()} for start in range(0, num_rows, size)]

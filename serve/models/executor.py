@@ -92,7 +92,7 @@ class Executor:
                     self._take(item)
                 self._take_all()
                 self._step()
-            except Exception as error:  # a fault of ours: whoever waits must still be told
+            except Exception as error:  # a fault of ours, and whoever waits must still be told
                 _log.exception("%s: the executor failed", self._thread.name)
                 self._give_up(error)
         self._ended()
@@ -179,7 +179,7 @@ class Executor:
                     self._answer([item])
                 return
             batch[0].job.error = error
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the clients are told
             for item in batch:
                 item.job.error = _as_failure(error)
         finished = monotonic_ns()

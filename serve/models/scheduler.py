@@ -108,7 +108,6 @@ class Scheduler:
             OverloadedError: The queue is full.
             NotReadyError: It is being closed.
         """
-        self._check_open()
         if self.num_waiting >= self._max_queue:
             raise OverloadedError(
                 f"{self.num_waiting} requests wait for {self._name} already", mend="Try again a little later."
@@ -116,16 +115,21 @@ class Scheduler:
         begin_by = job.deadline_ns
         if begin_by is None and self._timeout_ns is not None:
             begin_by = job.received_ns + self._timeout_ns
-        self._num_submitted += 1
         with self._wake:
+            self._check_open()
             self._num_preparing += 1
-        self._preparer.submit(self._prepare, _Entry(job, begin_by))
+            self._preparer.submit(self._prepare, _Entry(job, begin_by))
+        self._num_submitted += 1
 
     def call(self, function: Callable[[], Result]) -> Future[Result]:
-        """Call a function on the writer's thread, between two steps."""
-        self._check_open()
+        """Call a function on the writer's thread, when the engine may be asked other things.
+
+        Raises:
+            NotReadyError: It is being closed.
+        """
         future: Future[Result] = Future()
         with self._wake:
+            self._check_open()
             self._calls.append((function, future))
             self._wake.notify()
         return future
@@ -136,20 +140,9 @@ class Scheduler:
 
     def _prepare(self, entry: _Entry) -> None:
         """Split a prompt, on the preparer's thread."""
-        job = entry.job
         try:
-            if not (job.is_cancelled or self._is_hurried):
-                entry.text = self._writer.prepare(
-                    TextRequest(
-                        prompt=job.prompt,
-                        max_tokens=job.max_tokens,
-                        sampling=job.sampling,
-                        stop=job.stop,
-                        grammar=job.grammar,
-                        json_schema=job.json_schema,
-                        num_logprobs=job.num_logprobs,
-                    )  # fmt: skip
-                )
+            if not (entry.job.is_cancelled or self._is_hurried):
+                entry.text = self._writer.prepare(_request(entry.job))
         except BaseException as error:  # noqa: BLE001 - told to whoever asked, whatever it is
             entry.error = _known(error)
         with self._wake:
@@ -181,7 +174,8 @@ class Scheduler:
                 self._wake.wait()
             self._waiting.extend(self._arrived)
             self._arrived.clear()
-            call = self._calls.popleft() if self._calls else None  # one a step: a text of its own may be long
+            is_free = self._writer.is_engine_free or not self._running
+            call = self._calls.popleft() if self._calls and is_free else None  # one a step: it may take long
         if call is not None:
             _answer_call(*call)
         return True
@@ -293,6 +287,13 @@ class Scheduler:
             self._ended.wait()
         self._preparer.shutdown()
         self._thread.join()
+
+
+def _request(job: GenerationJob) -> TextRequest:
+    return TextRequest(
+        prompt=job.prompt, max_tokens=job.max_tokens, sampling=job.sampling, stop=job.stop, grammar=job.grammar,
+        json_schema=job.json_schema, num_logprobs=job.num_logprobs,
+    )  # fmt: skip
 
 
 def _answer_call(function: Callable[[], Any], future: Future[Any]) -> None:

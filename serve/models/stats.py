@@ -202,10 +202,7 @@ class ModelStats:
                 "success": {"count": self.success_count, "ns": self.success_ns},
                 "fail": {"count": self.fail_count, "ns": self.fail_ns},
                 "queue": {"count": queue.count, "ns": queue.total},
-                **{
-                    name: {"count": self.num_jobs_run, "ns": ns}
-                    for name, ns in zip(names, self.jobs_ns, strict=True)
-                },
+                **{name: {"count": self.num_jobs_run, "ns": ns} for name, ns in zip(names, self.jobs_ns, strict=True)},
                 "cache_hit": {"count": 0, "ns": 0},
                 "cache_miss": {"count": 0, "ns": 0},
             },

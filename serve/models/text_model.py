@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +13,11 @@ from numpy.typing import NDArray
 from edgesmith.artifact import Artifact
 from edgesmith.errors import UnsupportedError, UsageError
 from serve.config import ModelSpec
-from serve.errors import NotReadyError
 from serve.models.job import GenerationJob
 from serve.models.scheduler import Scheduler
 from serve.models.stats import ModelStats
 from serve.runtime import EngineOptions, choose_threads, open_generation_engine
-from serve.runtime.chat_prompt import chat_prompt
+from serve.runtime.chat_prompt import read_chat
 from serve.runtime.generation import MAX_LOGPROBS, GenerationEngine, check_request
 from serve.runtime.text_writer import EngineWriter, TextWriter
 
@@ -47,6 +47,8 @@ class TextModel:
         num_slots: Texts that are written at a time.
         total_tokens: The most tokens of all texts that are written at a time together.
         room_bytes: Memory of keys and values where it is ours to choose, else 0.
+        can_generate: Whether it continues texts.
+        can_embed: Whether it makes vectors of texts.
         stats: What it has done so far.
 
     Raises:
@@ -71,19 +73,21 @@ class TextModel:
         self.stats = ModelStats()
         self._loop = loop
         self._engine = engine if engine is not None else _open(spec, artifact)
-        self._is_closed = False
         try:
+            self._chat = read_chat(artifact, self._engine)
             writer = _make_writer(self._engine, spec)
         except BaseException:
             self._engine.close()
             raise
+        self._is_thread_safe = writer.is_engine_free
         self.engine_name = self._engine.name
         self.context_length = writer.context_length
         self.num_slots = writer.num_slots
         self.total_tokens = writer.total_tokens
         self.room_bytes: int = getattr(writer, "size_bytes", 0)
-        self.can_embed = callable(getattr(self._engine, "embed", None)) and _pooling(self._engine) is not None
-        self.can_generate = _generates(self._engine)
+        model = getattr(self._engine, "model", None)  # of llama.cpp
+        self.can_generate: bool = model is None or model.generates
+        self.can_embed: bool = model is not None and model.pooling not in (None, "none")
         self._scheduler = Scheduler(
             writer, name=spec.name, stats=self.stats, max_queue=spec.max_queue, timeout_s=spec.timeout_s, loop=loop
         )
@@ -126,11 +130,16 @@ class TextModel:
             UnsupportedError: The model has no chat template.
             UsageError: The template refuses the conversation.
         """
-        return chat_prompt(self.artifact, self._engine, messages)
+        return self._chat.prompt(messages)
 
     def count_tokens(self, text: str) -> int:
-        """Tokens that the model reads for a text, special tokens included. Any thread."""
-        return self._engine.count_prompt_tokens(text)
+        """Tokens that the model reads for a text, special tokens included.
+
+        For any thread but the loop's: engines that write one text at a time are asked after the one being written.
+        """
+        if self._is_thread_safe:
+            return self._engine.count_prompt_tokens(text)
+        return self._scheduler.call(lambda: self._engine.count_prompt_tokens(text)).result()
 
     async def embed(self, texts: Sequence[str], *, normalize: bool = False) -> NDArray[np.float32]:
         """Make one vector of each text, pooled as the file says; between two steps of the answers being written.
@@ -153,7 +162,7 @@ class TextModel:
         rows = []
         for index, text in enumerate(texts):
             try:
-                call = self._scheduler.call(lambda text=text: engine.embed([text], normalize=normalize))
+                call = self._scheduler.call(partial(engine.embed, [text], normalize=normalize))
                 rows.append(await asyncio.wrap_future(call, loop=self._loop))
             except UsageError as error:
                 raise UsageError(error.message.replace("text 0", f"text {index}"), mend=error.mend) from error
@@ -166,3 +175,19 @@ class TextModel:
             timeout_s: What is not finished then fails. None waits.
         """
         await asyncio.to_thread(self._scheduler.close, timeout_s)
+
+
+def _open(spec: ModelSpec, artifact: Artifact) -> GenerationEngine:
+    # What a GGUF's texts may have together is the writer's to limit: it may be more than one of them can have.
+    num_context = None if artifact.kind == "gguf" else spec.num_context
+    options = EngineOptions(threads=spec.threads or choose_threads(), adapters=spec.adapters, num_context=num_context)
+    return open_generation_engine(artifact, options)
+
+
+def _make_writer(engine: GenerationEngine, spec: ModelSpec) -> TextWriter[Any]:
+    """The way of writing that gets most out of an engine."""
+    if (model := getattr(engine, "model", None)) is not None and model.generates:
+        from serve.runtime.llama_writer import LlamaWriter
+
+        return LlamaWriter(cast(Any, engine), num_slots=spec.num_slots, num_tokens=spec.num_context)
+    return EngineWriter(engine)

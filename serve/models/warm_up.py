@@ -1,5 +1,6 @@
-"""The first runs of a model, before anybody waits for it: they fill the engine's memory pools, and are timed and
-compared to find out how many rows it should run together.
+"""The first runs of a model, before anybody waits for it.
+
+They fill the engine's memory pools, and are timed and compared to find out how many rows it should run together.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _SIZES = (1, 2, 4, 8, 16, 32)
 _BUDGET_S = 0.3
 _SHORT, _LONG = 16, 512  # tokens of the rows that are timed, and the most of the longest row that is run once
 _FREE_AXES = (16, 64, 224)  # lengths that are tried for free axes of which nothing is known
+_QUICK_S = 0.02  # a run that takes longer is not repeated as often
 _SAME = 2e-3  # share of the largest output: below it, two answers differ by rounding only
 _NEAR_BEST = 0.96  # of the most rows a second: what a smaller batch must reach to be preferred
 
@@ -124,7 +126,7 @@ def warm_up(
         return WarmUp(limits=BatchLimits(max_rows=1), has_rows=False, notes=tuple(notes))
     sizes = _SIZES if max_batch_size is None else tuple(sorted({1, max_batch_size}))
     seconds = _time_sizes(run, rows, sizes, clock)
-    batch_effect, padding_effect = _effects(run, rows)
+    batch_effect, padding_effect = _effects(run, rows, 8 if seconds[1] < _QUICK_S else 2)
     best = max_batch_size or _best_size({size: size / taken for size, taken in seconds.items()})
     limits = BatchLimits(
         max_rows=best,
@@ -169,7 +171,8 @@ def _candidates(
         yield "sample texts", {name: array[lengths >= _SHORT] for name, array in arrays.items()}
     golden = read_golden(artifact)
     if golden is not None:
-        yield "golden inputs", golden.inputs
+        few = slice(1) if layout.rows == "single" else slice(None)
+        yield "golden inputs", {name: array[few] for name, array in golden.inputs.items()}
     for free in _FREE_AXES:
         yield f"inputs with free axes of length {free}", _made_up(signature, layout, free)
         if all(isinstance(axis, int) for spec in signature.inputs for axis in spec.shape[1:]):
@@ -241,17 +244,18 @@ def _run_cost(seconds: Mapping[int, float], row_elements: int) -> int:
     return max(0, int((seconds[1] - row) / row * row_elements))
 
 
-def _effects(run: Run, rows: _Rows) -> tuple[float, float]:
+def _effects(run: Run, rows: _Rows, most: int) -> tuple[float, float]:
     """How far other rows, and padding, move a row's outputs; see `WarmUp`."""
-    num = min(8, len(next(iter(rows.arrays.values()))))
+    num = min(most, len(next(iter(rows.arrays.values()))))
     batch = rows.take(num, _SHORT)
     together = run(batch)
     by_rows = by_padding = 0.0
     for index in range(num):
         single = {name: array[index : index + 1] for name, array in batch.items()}
         alone = run(single)
-        by_rows = max(by_rows, _difference(alone, {name: values[index : index + 1] for name, values in together.items()}))
-        if rows.layout.fill and index < 4:
+        among = {name: values[index : index + 1] for name, values in together.items()}
+        by_rows = max(by_rows, _difference(alone, among))
+        if rows.layout.fill and 2 * index < most:
             by_padding = max(by_padding, _difference(alone, _unpadded(run(_padded(single, rows.layout)), rows.layout)))
     return by_rows, by_padding
 

@@ -12,6 +12,7 @@ from serve.live import LiveFigures
 from serve.metrics import content_type
 from serve.model_facts import list_models
 from serve.page import build_page
+from serve.protocols.oip.facts import is_ready
 
 if TYPE_CHECKING:
     from serve.service import Service
@@ -21,22 +22,22 @@ __all__ = ["routes"]
 _NO_STORE = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 
 
-def routes(service: Service, others: Sequence[Route] = (), *, live: LiveFigures | None = None) -> list[Route]:
+def routes(service: Service, others: Sequence[Route] = (), *, has_page: bool = True) -> list[Route]:
     """The routes of the server itself.
 
     Args:
         service: What they tell of.
         others: All other routes of the server, which the OpenAPI document describes along with these.
-        live: By default without traffic and drift.
+        has_page: Whether there is a page at `/`.
     """
-    figures = live or LiveFigures(service)
+    figures = LiveFigures(service)
     found = [
         Route("GET", "/metrics", _metrics(service)),
         Route("GET", "/live.json", _json(figures.read)),
         Route("GET", "/models.json", _json(lambda: {"models": list_models(service)})),
         Route("GET", "/healthz", _health(service), access="open"),
     ]
-    if service.config.has_page:
+    if has_page:
         found.append(Route("GET", "/", _page, access="open"))
     found.append(Route("GET", "/openapi.json", _openapi(service, others, found)))
     return found
@@ -79,10 +80,8 @@ def _json(read: Any) -> Handler:
 
 def _health(service: Service) -> Handler:
     def answer(request: Request) -> None:
-        waiting = [f"{one.name} {one.version}" for one in service.repository.index() if one.state == "LOADING"]
-        is_ready = not waiting and not service.is_draining
-        said = {"is_ready": is_ready, "is_draining": service.is_draining, "loading": waiting}
-        request.respond(Response(200 if is_ready else 503, dump_json(said), headers=_NO_STORE))
+        ready = is_ready(service)
+        request.respond(Response(200 if ready else 503, dump_json({"ready": ready}), headers=_NO_STORE))
 
     return answer
 

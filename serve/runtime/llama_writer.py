@@ -71,6 +71,8 @@ class LlamaWriter:
         ArtifactError: llama.cpp cannot make the room, such as for want of memory.
     """
 
+    is_engine_free = True
+
     def __init__(self, engine: LlamaEngine, *, num_slots: int, num_tokens: int | None = None) -> None:
         self._engine = engine
         self.total_tokens = num_tokens or choose_room(engine.model, num_slots)

@@ -38,8 +38,14 @@ class OnnxEngine:
         if self._session is None:
             raise UsageError("the engine is closed", mend="Open the artifact again.")
         check_inputs(self.signature.inputs, arrays)
+        return self.run_checked(arrays)
+
+    def run_checked(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """As `run`, of arrays that are known to fit the signature; saves about 10 µs."""
+        if self._session is None:
+            raise UsageError("the engine is closed", mend="Open the artifact again.")
         try:
-            values = self._session.run(self._output_names, dict(arrays))
+            values = self._session.run(self._output_names, arrays if type(arrays) is dict else dict(arrays))
         except Exception as error:  # the library's errors share no other base
             raise UsageError(
                 f"ONNX Runtime could not run these inputs: {_first_line(error)}",

@@ -65,6 +65,10 @@ class TextWriter(Protocol[AnyText]):
     def total_tokens(self) -> int:
         """The most tokens of all texts at a time together."""
 
+    @property
+    def is_engine_free(self) -> bool:
+        """Whether its engine may be asked other things between two steps; else only between two texts."""
+
     def prepare(self, request: TextRequest) -> AnyText:
         """Check a request and split its prompt, on any thread while others are written.
 
@@ -115,6 +119,7 @@ class EngineWriter:
     """
 
     num_slots = 1
+    is_engine_free = False
 
     def __init__(self, engine: GenerationEngine) -> None:
         self._engine = engine

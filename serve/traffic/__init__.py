@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from serve.traffic.outcome import Outcome, outcome_of
+from serve.traffic.outcome import Outcome, outcome_of, refusal
 from serve.traffic.settings import TrafficSettings
-from serve.traffic.traffic import Traffic
+from serve.traffic.traffic import Traffic, VersionWatcher
 
-__all__ = ["Outcome", "Traffic", "TrafficSettings", "outcome_of"]
+__all__ = ["Outcome", "Traffic", "TrafficSettings", "VersionWatcher", "outcome_of", "refusal"]

@@ -53,5 +53,5 @@ class Background:
     def _once(self) -> None:
         try:
             self._work()
-        except Exception:  # what waits behind it is to be done all the same
+        except Exception:  # noqa: BLE001 - what waits behind it is to be done all the same
             _LOG.exception("%s could not do its work", self._thread.name)

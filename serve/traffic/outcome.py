@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from serve.errors import describe_failure
 from serve.models.job import GenerationJob, Job
 
-__all__ = ["Outcome", "outcome_of"]
+__all__ = ["Outcome", "outcome_of", "refusal"]
 
+_MAX_LOGITS = 1024
+"""Elements that are kept until a line is written."""
 # Refusals that say nothing about the version: the client's own fault.
 _BLAMELESS_BELOW = 500
 
@@ -30,7 +32,7 @@ class Outcome:
         queue_ns: How long it waited for the engine.
         num_rows: Rows of a graph's batch.
         num_tokens: Tokens that a language model wrote; None of a graph.
-        outputs: What a graph gave; looked at later, in another thread, for the label and its score.
+        logits: What a graph gave, of shape [rows, labels], where it is small; looked at later, in another thread.
         labels: Names of the columns of `logits`.
         is_cancelled: The client had gone, so that the answer says nothing.
     """
@@ -43,7 +45,7 @@ class Outcome:
     queue_ns: int = 0
     num_rows: int = 1
     num_tokens: int | None = None
-    outputs: Mapping[str, NDArray[Any]] | None = None
+    logits: NDArray[Any] | None = None
     labels: Sequence[str] | None = None
     is_cancelled: bool = False
 
@@ -64,17 +66,29 @@ def outcome_of(job: Job | GenerationJob, request_id: str, labels: Sequence[str] 
     status, reason = 200, ""
     if job.error is not None:
         status, reason, _ = describe_failure(job.error)
-    is_graph = isinstance(job, Job)
-    return Outcome(
+    said = Outcome(
         request_id,
         job.error is None,
         max(job.finished_ns - job.received_ns, 0),
         reason,
         status,
         max(job.started_ns - job.received_ns, 0) if job.started_ns else 0,
-        job.num_rows if is_graph else 1,
-        None if is_graph else job.num_tokens,
-        job.outputs if is_graph else None,
-        labels,
-        job.is_cancelled,
+        labels=labels,
+        is_cancelled=job.is_cancelled,
     )
+    if isinstance(job, Job):
+        said.num_rows, said.logits = job.num_rows, _small_logits(job.outputs)
+    else:
+        said.num_tokens = job.num_tokens
+    return said
+
+
+def refusal(error: BaseException, request_id: str) -> Outcome:
+    """What became of a request that never was a job: a full queue, a version that is not ready."""
+    status, reason, _ = describe_failure(error)
+    return Outcome(request_id, False, 0, reason, status)
+
+
+def _small_logits(outputs: Mapping[str, NDArray[Any]] | None) -> NDArray[Any] | None:
+    logits = None if outputs is None else outputs.get("logits")
+    return logits if logits is not None and logits.ndim == 2 and logits.size <= _MAX_LOGITS else None

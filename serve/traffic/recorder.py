@@ -1,4 +1,7 @@
-"""A file with a line of JSON for each request. It is never in the way: too fast or a full disk costs lines, no request."""
+"""A file with a line of JSON for each request.
+
+It is never in the way: too many lines at once, or a full disk, cost lines and no request.
+"""
 
 from __future__ import annotations
 

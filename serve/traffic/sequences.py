@@ -94,9 +94,7 @@ def _upper_difference(high: Sums, low: Sums, limit: float) -> float:
     mixture = _log_mixture(high) + _log_mixture(low)
 
     def winnings(pull: float) -> float:
-        return (
-            mixture - _log_likelihood(high, _raised(high, pull)) - _log_likelihood(low, _lowered(low, pull))
-        )
+        return mixture - _log_likelihood(high, _raised(high, pull)) - _log_likelihood(low, _lowered(low, pull))
 
     begin, end = -20.0, math.log(4.0 * (high.num + low.num) + 4.0) + 20.0
     if winnings(math.exp(end)) < limit:

@@ -21,6 +21,8 @@ __all__ = ["Agreement", "Shadow", "compare_outputs"]
 _SAME_COSINE = 0.99
 _MAX_COMPARED = 1 << 20
 """Elements of one output; of more, as many are compared, evenly spread."""
+_MAX_HELD_BYTES = 64 << 20
+"""Answers that wait for their shadow's."""
 _TIMEOUT_S = 30.0
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -100,8 +102,8 @@ class Shadow:
         self.num_failed = self.num_dropped = 0
         self.max_abs_difference, self.lowest_cosine = 0.0, 1.0
         self._submit, self._on_compared, self._max_pending = submit, on_compared, max_pending
-        self._num_pending = 0
-        self._answered: list[tuple[str, Arrays, Job]] = []
+        self._num_pending = self._held_bytes = 0
+        self._answered: list[tuple[str, int, Arrays, Job]] = []
         self._lock = threading.Lock()
 
     def mirror(self, job: Job, request_id: str, wake: Callable[[], None]) -> None:
@@ -112,14 +114,15 @@ class Shadow:
             request_id: Of the original.
             wake: Called when there is something for `compare`.
         """
-        if self._num_pending >= self._max_pending:
+        outputs = job.outputs or {}
+        size = sum(array.nbytes for array in outputs.values())
+        if self._num_pending >= self._max_pending or self._held_bytes + size > _MAX_HELD_BYTES:
             self.num_dropped += 1
             return
-        outputs = job.outputs or {}
 
         def done(copy: Job) -> None:
             with self._lock:
-                self._answered.append((request_id, outputs, copy))
+                self._answered.append((request_id, size, outputs, copy))
             wake()
 
         now_ns = time.monotonic_ns()
@@ -133,12 +136,13 @@ class Shadow:
         else:
             with self._lock:
                 self._num_pending += 1
+                self._held_bytes += size
 
     def compare(self) -> None:
         """Compare what was answered since; in the background's thread."""
         with self._lock:
             answered, self._answered = self._answered, []
-        for request_id, outputs, copy in answered:
+        for request_id, size, outputs, copy in answered:
             agreement = None if copy.outputs is None else compare_outputs(outputs, copy.outputs)
             if agreement is None:
                 self.num_failed += 1
@@ -149,6 +153,7 @@ class Shadow:
                 self.lowest_cosine = min(self.lowest_cosine, agreement.cosine)
             with self._lock:
                 self._num_pending -= 1
+                self._held_bytes -= size
             self._on_compared(request_id, agreement)
 
     def report(self, alpha: float) -> dict[str, Any]:

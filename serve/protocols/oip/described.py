@@ -86,9 +86,7 @@ def _heads(outputs: Sequence[Tensor]) -> dict[str, bytes]:
 
 def _tensors(specs: Sequence[TensorSpec]) -> tuple[Tensor, ...]:
     return tuple(
-        Tensor(
-            spec.name, datatype_of(spec.dtype), tuple(axis if isinstance(axis, int) else -1 for axis in spec.shape)
-        )
+        Tensor(spec.name, datatype_of(spec.dtype), tuple(axis if isinstance(axis, int) else -1 for axis in spec.shape))
         for spec in specs
     )
 

@@ -1,15 +1,15 @@
-"""The route that infers over HTTP: without a task of asyncio for tensors, and with the event loop free for long texts."""
+"""The route that infers over HTTP: no asyncio task for tensors, and a loop that stays free for long texts."""
 
 from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
-from edgesmith.errors import UnsupportedError
+from edgesmith.errors import UnsupportedError, UsageError
 from edgesmith.tasks.base import Example
 from serve.errors import MalformedError, TooLargeError
 from serve.http.message import Buffer, Request, Response
@@ -20,7 +20,7 @@ from serve.protocols.oip.inference import Inference, deadline_of, read_inference
 from serve.protocols.oip.text_view import TextView
 from serve.service import Service
 
-__all__ = ["InferRoute", "PROTOCOL", "decompress", "text_view_of"]
+__all__ = ["PROTOCOL", "InferRoute", "choose_view", "decompress", "is_long"]
 
 PROTOCOL = "oip"
 
@@ -67,34 +67,48 @@ class InferRoute:
             inference = read_inference(body, request.header(b"inference-header-content-length"), self.limits)
             name, is_named = split_name(request.params["model"])
             call = _Call(self.service, request, inference, name)
-            if is_named or TextView.takes(inference.arrays):
-                view = text_view_of(self.service, name, request.params.get("version"), inference, is_named=is_named)
+            arrays: Mapping[str, NDArray[Any]] = inference.arrays
+            if is_named or inference.outputs is not None or TextView.takes(arrays):
+                described = describe_model(self.service.model(name, request.params.get("version")))
+                view = choose_view(described, inference, name, is_named=is_named)
                 if view is not None:
-                    return call.begin_text(view, is_named=is_named)
+                    examples = view.examples(arrays)
+                    call.expect_text(view, examples, is_named=is_named)
+                    if is_long(examples):
+                        return call.submit_long(examples)
+                    arrays = view.task.encode(examples)
         except Exception as error:
             self.service.failed(request.params["model"], PROTOCOL, error, received_ns=request.received_ns)
             raise
-        call.submit(inference.arrays)
+        call.submit(arrays)
         return None
 
 
-def text_view_of(
-    service: Service, name: str, version: str | None, inference: Inference, *, is_named: bool
-) -> TextView | None:
-    """Say how the model takes the texts of a request; None if they are the graph's own input.
+def choose_view(described: Described, inference: Inference, name: str, *, is_named: bool) -> TextView | None:
+    """Say how the model takes the texts of a request; None for tensors of the graph.
 
     Raises:
         UnsupportedError: It was asked by its name for texts, and takes none.
-        RequestError: There is no such model.
+        UsageError: An output is asked for that there is not.
     """
-    described = describe_model(service.model(name, version))
-    if described.text is None:
-        if is_named:
-            raise UnsupportedError(f"{name} has no task that takes texts", mend=f"Send tensors to {name}.")
-        return None
-    if not is_named and any(tensor.name in inference.arrays for tensor in described.inputs):
-        return None
-    return described.text
+    view = described.text
+    if view is None and is_named:
+        raise UnsupportedError(f"{name} has no task that takes texts", mend=f"Send tensors to {name}.")
+    if not is_named and (
+        not TextView.takes(inference.arrays) or any(tensor.name in inference.arrays for tensor in described.inputs)
+    ):
+        view = None
+    outputs = described.outputs if view is None else (*view.outputs, *view.pair_outputs)
+    names = [output.name for output in outputs]
+    for wish in inference.outputs or ():
+        if wish.name not in names:
+            raise UsageError(f"{name} has no output {wish.name[:80]!r}", mend=f"It has {', '.join(names) or 'none'}.")
+    return view
+
+
+def is_long(examples: Sequence[Example]) -> bool:
+    """Whether texts are better made tensors on another thread than the loop's."""
+    return sum(len(example.text) + len(example.text_pair or "") for example in examples) > _MAX_TEXT_ON_LOOP
 
 
 def decompress(body: Buffer, encoding: bytes, limit: int) -> bytes:
@@ -130,7 +144,18 @@ def decompress(body: Buffer, encoding: bytes, limit: int) -> bytes:
 class _Call:
     """One request on its way."""
 
-    __slots__ = ("arrays", "described", "has_pairs", "inference", "is_named", "job", "name", "request", "service", "view")
+    __slots__ = (
+        "arrays",
+        "described",
+        "has_pairs",
+        "inference",
+        "is_named",
+        "job",
+        "name",
+        "request",
+        "service",
+        "view",
+    )
 
     def __init__(self, service: Service, request: Request, inference: Inference, name: str) -> None:
         self.service = service
@@ -144,18 +169,19 @@ class _Call:
         self.job: Job | None = None
         self.arrays: Mapping[str, NDArray[Any]] = {}
 
-    def begin_text(self, view: TextView, *, is_named: bool) -> Awaitable[None] | None:
-        """Make tensors of texts: at once if they are short, else on another thread."""
-        examples = view.examples(self.inference.arrays)
+    def expect_text(self, view: TextView, examples: Sequence[Example], *, is_named: bool) -> None:
+        """Answer with what `view` tells of the graph's outputs."""
         self.view, self.is_named = view, is_named
         self.has_pairs = examples[0].text_pair is not None
-        if sum(len(example.text) + len(example.text_pair or "") for example in examples) > _MAX_TEXT_ON_LOOP:
-            return self._submit_long(view, examples)
-        self.submit(view.task.encode(examples))
-        return None
 
-    async def _submit_long(self, view: TextView, examples: list[Example]) -> None:
-        arrays = await asyncio.to_thread(view.task.encode, examples)
+    async def submit_long(self, examples: Sequence[Example]) -> None:
+        """Make tensors of texts on another thread, then hand them over."""
+        assert self.view is not None
+        try:
+            arrays = await asyncio.to_thread(self.view.task.encode, examples)
+        except Exception as error:
+            self.service.failed(self.name, PROTOCOL, error, received_ns=self.request.received_ns)
+            raise
         if not self.request.is_closed:
             self.submit(arrays)
 
@@ -201,7 +227,7 @@ class _Call:
             return
         try:
             response = self._make(outputs)
-        except Exception as error:  # such as an output that the version that answers does not have
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
             self.request.fail(error)
         else:
             self.request.respond(response)

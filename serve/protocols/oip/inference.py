@@ -19,7 +19,15 @@ from serve.http.message import Buffer
 from serve.json_text import parse_json
 from serve.protocols.oip.tensors import array_from_bytes, array_from_list, check_shape, dtype_of
 
-__all__ = ["Inference", "OutputWish", "check_parameters", "deadline_of", "read_classes", "read_inference", "read_timeout"]
+__all__ = [
+    "Inference",
+    "OutputWish",
+    "check_parameters",
+    "deadline_of",
+    "read_classes",
+    "read_inference",
+    "read_timeout",
+]
 
 _NO_PARAMETERS: Mapping[str, Any] = {}
 _MAX_TIMEOUT_US = 10**12

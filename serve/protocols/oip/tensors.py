@@ -63,7 +63,10 @@ class Tensor:
     shape: tuple[int, ...]
 
 
-_BY_DTYPE: Mapping[str, str] = {dtype.name: name for name, dtype in DATATYPES.items()} | {"string": "BYTES", "object": "BYTES"}
+_BY_DTYPE: Mapping[str, str] = {dtype.name: name for name, dtype in DATATYPES.items()} | {
+    "string": "BYTES",
+    "object": "BYTES",
+}
 _INT, _FLOAT, _STR, _LIST = frozenset({int}), frozenset({float, int}), frozenset({str}), {list}
 _LEAVES: Mapping[str, frozenset[type]] = {
     "BOOL": frozenset({bool, int}),

@@ -1,4 +1,4 @@
-"""Texts in place of tensors, for models whose task encodes texts, and what is told of them beside the graph's outputs."""
+"""Texts in place of tensors, for models whose task encodes texts, and what they are answered with."""
 
 from __future__ import annotations
 

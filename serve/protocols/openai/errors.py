@@ -66,9 +66,7 @@ def error_response(error: RequestError | Exception) -> Response:
         case ParameterError():
             return _response(status, error_object(status, reason, message, param=error.param, code=error.code))
         case ModelNotFoundError():
-            return _response(
-                status, error_object(status, reason, message, param="model", code="model_not_found")
-            )
+            return _response(status, error_object(status, reason, message, param="model", code="model_not_found"))
     return _response(status, error_object(status, reason, message))
 
 

@@ -100,9 +100,7 @@ class Fields:
         """
         for name, harmless in names.items():
             value = self.values.get(name)
-            if value is not None and not any(value == one and type(value) is not bool for one in harmless):
-                if value is False and False in harmless:
-                    continue
+            if value is not None and value not in harmless:
                 raise ParameterError(f"{name} {why}", param=name, code="unsupported_parameter")
 
 

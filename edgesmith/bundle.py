@@ -1,0 +1,356 @@
+"""Bundles: artifacts, the thin runtime and a lock file as one folder or archive to copy to an edge box.
+
+On the box two commands suffice: install the lock file, then `python -m serve`.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import gzip
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from edgesmith.artifact import Artifact, open_artifact
+from edgesmith.errors import MissingExtraError, UnsupportedError, UsageError
+from edgesmith.files import publish_folder, sha256_file, storage_errors, temporary_sibling
+from edgesmith.progress import SILENT, Progress
+
+__all__ = ["ARCHIVES", "Bundle", "runtime_files", "runtime_libraries", "write_bundle"]
+
+ARCHIVES = (".tar.gz", ".tgz", ".tar")
+BUNDLE = "bundle.json"
+_LOCK = "requirements.lock"
+_SERVED_KINDS = ("onnx", "gguf", "genai")
+_EVERY = ("numpy", "pydantic", "safetensors", "httptools", "uvloop", "orjson", "prometheus-client")
+_OF_KIND = {
+    "onnx": ("onnxruntime", "tokenizers"),
+    "gguf": ("llama-cpp-python", "jinja2"),
+    "genai": ("onnxruntime-genai", "onnxruntime", "tokenizers", "jinja2"),
+}
+# What these libraries require for work that a server never asks them for: converting models, asking a hub.
+_UNUSED = {
+    "tokenizers": frozenset({"huggingface-hub"}),
+    "onnxruntime": frozenset({"coloredlogs", "flatbuffers", "packaging", "protobuf", "sympy"}),
+}
+_READ_ME = """This folder serves {names}.
+
+    python3 -m venv venv
+    venv/bin/pip install --no-deps {install}
+    venv/bin/python -m serve
+
+It listens on http://127.0.0.1:8000, where a page lets one try it; `venv/bin/python -m serve --help` lists the flags.
+Made by edgesmith {version} for Python {python}{platform}. --no-deps: the lock file is complete, and leaves out what the
+libraries require for work that is not done here.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """What a bundle holds.
+
+    Attributes:
+        path: Folder or archive.
+        size_bytes: Of all that is copied to the box.
+        models: Names and versions.
+        libraries: What is to be installed, `name==version`.
+        model_bytes: Of the artifacts.
+        runtime_bytes: Of the runtime's own code.
+        wheel_bytes: Of the libraries, where they are inside.
+        sha256: Of an archive, to be compared on the box; None of a folder.
+    """
+
+    path: Path
+    size_bytes: int
+    models: tuple[str, ...]
+    libraries: tuple[str, ...]
+    model_bytes: int
+    runtime_bytes: int
+    wheel_bytes: int
+    sha256: str | None
+
+    def to_json(self) -> dict[str, object]:
+        """JSON-able form."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def runtime_files() -> dict[str, Path]:
+    """Every file of the thin runtime: all of `serve`, and of `edgesmith` what that imports.
+
+    Returns:
+        Path inside the bundle → file here.
+    """
+    roots = {name: _package_folder(name) for name in ("serve", "edgesmith")}
+    found = {
+        f"serve/{path.relative_to(roots['serve']).as_posix()}": path
+        for path in sorted(roots["serve"].rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    waiting = [path for name, path in found.items() if name.endswith(".py")]
+    while waiting:
+        for module in _imported(waiting.pop()):
+            for path in _module_files(module, roots["edgesmith"].parent):
+                name = path.relative_to(roots["edgesmith"].parent).as_posix()
+                if name not in found:
+                    found[name] = path
+                    waiting.append(path)
+    tasks = roots["edgesmith"] / "tasks"
+    found |= {f"edgesmith/tasks/{path.name}": path for path in tasks.iterdir() if path.suffix == ".txt"}
+    return dict(sorted(found.items()))
+
+
+def _package_folder(name: str) -> Path:
+    spec = find_spec(name)
+    assert spec is not None  # they are installed together with this module
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def _imported(path: Path) -> Iterable[str]:
+    """Modules of `edgesmith` that a source file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "edgesmith")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "edgesmith":
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _module_files(module: str, root: Path) -> Iterable[Path]:
+    """The file of a module, and those of the packages that it is in; none where the name is no module."""
+    parts = module.split(".")
+    for count in range(1, len(parts) + 1):
+        base = root.joinpath(*parts[:count])
+        for path in (base / "__init__.py", base.with_suffix(".py")):
+            if path.is_file():
+                yield path
+
+
+def runtime_libraries(kinds: Iterable[str], *, with_images: bool = False) -> tuple[str, ...]:
+    """The libraries that serve artifacts of these kinds, at the versions that are installed here.
+
+    Args:
+        kinds: Of the artifacts.
+        with_images: Whether pictures are decoded.
+
+    Returns:
+        `name==version`, sorted, complete with what they need in turn.
+
+    Raises:
+        MissingExtraError: One is not installed, so that its version is not known.
+    """
+    waiting = [*_EVERY, *(name for kind in kinds for name in _OF_KIND[kind]), *(("pillow",) if with_images else ())]
+    found: dict[str, str] = {}
+    while waiting:
+        name = _normal(waiting.pop())
+        if name in found:
+            continue
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError as error:
+            if name == "uvloop":  # not made for Windows; asyncio's own loop serves there
+                continue
+            raise MissingExtraError(
+                f"the library `{name}` is not installed, so its version cannot be locked",
+                mend="Install what serves these artifacts: pip install 'edgesmith[serve,gguf,genai]', as needed.",
+            ) from error
+        waiting.extend(set(_requirements(name)) - _UNUSED.get(name, frozenset()))
+    return tuple(f"{name}=={version}" for name, version in sorted(found.items()))
+
+
+def _requirements(name: str) -> Iterable[str]:
+    """What a distribution requires here, without its extras."""
+    for line in metadata.requires(name) or []:
+        requirement, _, marker = line.partition(";")
+        skipped = "extra" in marker or ("sys_platform" in marker and sys.platform not in marker)
+        skipped = skipped or "python_version <" in marker or "python_full_version <" in marker
+        if not skipped:
+            yield _normal(re.split(r"[\s<>=!~\[(]", requirement.strip(), maxsplit=1)[0])
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def write_bundle(
+    models: Mapping[str, Path],
+    out: Path,
+    *,
+    with_runtime: bool = True,
+    with_wheels: bool = False,
+    platform: str | None = None,
+    progress: Progress = SILENT,
+) -> Bundle:
+    """Write a bundle.
+
+    Args:
+        models: `name` or `name:version` → artifact.
+        out: Folder, or an archive by its ending (`ARCHIVES`).
+        with_runtime: Put the runtime's code and a lock file in.
+        with_wheels: Put the libraries in too, with their hashes in the lock file, so that the box needs no network.
+        platform: The box's, as pip names it, such as `manylinux_2_28_aarch64`; this machine's if left out.
+        progress: Shows how far it is.
+
+    Raises:
+        UsageError: No model, or there is something else at `out`.
+        UnsupportedError: An artifact that the runtime does not serve, or wheels that do not exist for the platform.
+        MissingExtraError: A library is not installed here.
+    """
+    if not models:
+        raise UsageError("no model is given", mend="Give NAME=PATH, such as news=release/server.")
+    if (with_wheels or platform) and not with_runtime:
+        raise UsageError("wheels belong to the runtime, and that is left out", mend="Add --runtime.")
+    is_archive = out.name.endswith(ARCHIVES)
+    if out.exists() and not (is_archive and out.is_file()) and not (out / BUNDLE).is_file():
+        raise UsageError(f"{out}: is there already and is no bundle", mend="Choose another name.")
+    opened = {label: open_artifact(path) for label, path in models.items()}
+    for label, artifact in opened.items():
+        if artifact.kind not in _SERVED_KINDS:
+            raise UnsupportedError(
+                f"{label}: {artifact.path} is of kind {artifact.kind!r}; bundles hold {', '.join(_SERVED_KINDS)}"
+            )
+    with storage_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_sibling(out)
+        try:
+            temporary.mkdir()
+            made = _fill(temporary, opened, with_runtime, with_wheels, platform, progress)
+            if is_archive:
+                size_bytes = _pack(temporary, out)
+            else:
+                size_bytes = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
+                publish_folder(temporary, out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return Bundle(
+        path=out,
+        size_bytes=size_bytes,
+        models=tuple(opened),
+        libraries=made.libraries,
+        model_bytes=sum(artifact.size_bytes for artifact in opened.values()),
+        runtime_bytes=made.runtime_bytes,
+        wheel_bytes=made.wheel_bytes,
+        sha256=sha256_file(out) if is_archive else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Runtime:
+    """What was put in beside the models."""
+
+    libraries: tuple[str, ...] = ()
+    runtime_bytes: int = 0
+    wheel_bytes: int = 0
+
+
+def _fill(
+    folder: Path,
+    models: Mapping[str, Artifact],
+    with_runtime: bool,
+    with_wheels: bool,
+    platform: str | None,
+    progress: Progress,
+) -> _Runtime:
+    index = []
+    for label, artifact in models.items():
+        name, _, version = label.partition(":")
+        place = f"models/{name}/{version or '1'}"
+        _copy_artifact(artifact, folder / place)
+        path = f"{place}/{artifact.path.name}" if artifact.path.is_file() else place
+        index.append({"name": name, "version": version or "1", "path": path, "digest": artifact.digest})
+    (folder / BUNDLE).write_text(json.dumps({"schema_version": 1, "models": index}, indent=1) + "\n")
+    if not with_runtime:
+        return _Runtime()
+    sources = runtime_files()
+    for name, source in sources.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, folder / name)
+    has_images = any((folder / one["path"] / "preprocessor_config.json").is_file() for one in index)
+    libraries = runtime_libraries([artifact.kind for artifact in models.values()], with_images=has_images)
+    wheels = folder / "wheels"
+    lines = _fetch_wheels(libraries, wheels, platform, progress) if with_wheels else list(libraries)
+    (folder / _LOCK).write_text("\n".join(lines) + "\n")
+    text = _READ_ME.format(
+        names=", ".join(models),
+        install=f"{'--no-index --find-links wheels --require-hashes ' if with_wheels else ''}-r {_LOCK}",
+        version=metadata.version("edgesmith"),
+        python=f"{sys.version_info.major}.{sys.version_info.minor}",
+        platform=f" on {platform}" if platform else "",
+    )
+    (folder / "README.txt").write_text(text)
+    return _Runtime(
+        libraries=libraries,
+        runtime_bytes=sum(source.stat().st_size for source in sources.values()),
+        wheel_bytes=sum(path.stat().st_size for path in wheels.glob("*")),
+    )
+
+
+def _copy_artifact(artifact: Artifact, folder: Path) -> None:
+    """Copy what the manifest names, and the manifest; nothing that happens to lie beside a bare file."""
+    names = [entry.path for entry in artifact.manifest.files]
+    if (artifact.folder / "manifest.json").is_file() and artifact.path.is_dir():
+        names.append("manifest.json")
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(artifact.folder / name, folder / name)
+
+
+def _fetch_wheels(libraries: Iterable[str], folder: Path, platform: str | None, progress: Progress) -> list[str]:
+    """Fetch each library's wheel with pip; the lock file's lines, with hashes."""
+    folder.mkdir()
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    with TemporaryDirectory() as temporary:
+        wanted = Path(temporary, "wanted.txt")
+        wanted.write_text("\n".join(libraries) + "\n")
+        if platform is None:  # also builds what has no wheel, such as llama-cpp-python
+            command += ["wheel", "--no-deps", "--wheel-dir", str(folder), "-r", str(wanted)]
+        else:
+            command += ["download", "--no-deps", "--only-binary", ":all:", "--platform", platform]
+            command += ["--python-version", f"{sys.version_info.major}.{sys.version_info.minor}"]
+            command += ["--dest", str(folder), "-r", str(wanted)]
+        progress.note(f"fetching {len(tuple(libraries))} wheels")
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = next((line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR")), done.stderr)
+        raise UnsupportedError(
+            f"pip could not get the wheels{f' for {platform}' if platform else ''}: {reason.strip()[-400:]}",
+            mend="Leave --wheels out, and let the box fetch them; or name another platform.",
+        )
+    by_name = {_normal(path.name.split("-")[0]): path for path in folder.glob("*.whl")}
+    return [f"{one} --hash=sha256:{sha256_file(by_name[one.split('==')[0]])}" for one in libraries]
+
+
+def _pack(folder: Path, out: Path) -> int:
+    """Write an archive whose bytes depend on nothing but the content; its size."""
+    part = temporary_sibling(out)
+    root = out.name
+    for ending in ARCHIVES:
+        root = root.removesuffix(ending)
+    try:
+        with contextlib.ExitStack() as stack:
+            raw = stack.enter_context(part.open("wb"))
+            stream = (
+                raw
+                if out.name.endswith(".tar")
+                else stack.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=6, mtime=0))
+            )
+            archive = stack.enter_context(tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT))
+            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+                entry = tarfile.TarInfo(f"{root}/{path.relative_to(folder).as_posix()}")
+                entry.size, entry.mode = path.stat().st_size, 0o644
+                with path.open("rb") as content:
+                    archive.addfile(entry, content)
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+    return out.stat().st_size

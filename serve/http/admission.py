@@ -1,0 +1,129 @@
+"""Whether a request may be answered, and by which route: decided from its head, before its body is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from serve.access import Access
+from serve.config import Limits
+from serve.errors import MalformedError, RequestError, TooLargeError
+from serve.http.router import MethodNotAllowedError, Route, Router
+from serve.http.target import Target, check_path, parse_target
+
+__all__ = ["Admission", "Place", "options_answer"]
+
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+_MAX_REMEMBERED = 1024
+_MAX_REMEMBERED_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a method and a target lead to.
+
+    Attributes:
+        route: None when `error` says why there is none.
+        params: What the route's pattern found in the path.
+        error: Why there is no route.
+    """
+
+    target: Target
+    route: Route | None
+    params: dict[str, str]
+    error: RequestError | None = None
+
+
+class Admission:
+    """Finds the route of a request and checks what its head tells; remembers targets that were good."""
+
+    def __init__(self, router: Router, limits: Limits, access: Access) -> None:
+        self._router = router
+        self._limits = limits
+        self._access = access
+        self._places: dict[tuple[str, bytes], Place] = {}
+        self._hosts: set[bytes] = set()
+
+    def find(self, method: str, raw: bytes) -> Place:
+        """Route of a target as it came.
+
+        Raises:
+            MalformedError: The target is not acceptable; the connection is then better closed.
+        """
+        key = (method, raw)
+        place = self._places.get(key)
+        if place is None:
+            place = self.find_target(method, parse_target(raw))
+            if place.error is None and len(raw) <= _MAX_REMEMBERED_BYTES:
+                if len(self._places) >= _MAX_REMEMBERED:
+                    self._places.clear()
+                self._places[key] = place
+        return place
+
+    def find_decoded(self, method: str, path: str, query: str) -> Place:
+        """Route of a path that somebody else has decoded.
+
+        Raises:
+            MalformedError: The path is not acceptable.
+        """
+        check_path(path)
+        return self.find_target(method, Target(path, query))
+
+    def find_target(self, method: str, target: Target) -> Place:
+        """Route of a target, or the reason why it has none."""
+        try:
+            route, params = self._router.find(method, target.path)
+        except RequestError as error:
+            return Place(target, None, {}, error)
+        return Place(target, route, params)
+
+    def check_host(self, host: bytes) -> None:
+        """Refuse a header `Host` that no URL could have.
+
+        Raises:
+            MalformedError: It is not a name or address with an optional port.
+        """
+        if host in self._hosts:
+            return
+        if not _HOST.fullmatch(host):
+            raise MalformedError("the header Host is no name and port")
+        if len(self._hosts) < _MAX_REMEMBERED:
+            self._hosts.add(host)
+
+    def check(self, place: Place, method: str, headers: Mapping[bytes, bytes], body_bytes: int) -> None:
+        """Refuse what may not be answered.
+
+        Args:
+            place: Where the request goes.
+            method: In upper case.
+            headers: By names in lower case.
+            body_bytes: As announced; 0 when unknown.
+
+        Raises:
+            RequestError: What the client is told.
+        """
+        route = place.route
+        if route is None:
+            assert place.error is not None
+            raise place.error
+        self._access.check(route.access, method, headers.get)
+        limit = self.body_limit(route)
+        if body_bytes > limit:
+            raise TooLargeError(f"the body has {body_bytes:,} bytes; at most {limit:,} are taken")
+
+    def body_limit(self, route: Route | None) -> int:
+        """The most bytes that a body of this route may have."""
+        limit = self._limits.max_body_bytes
+        if route is None or route.max_body_bytes is None:
+            return limit
+        return min(limit, route.max_body_bytes)
+
+
+def options_answer(place: Place, method: str) -> str | None:
+    """The methods to answer an OPTIONS request with that has no route of its own; None when it is no such request."""
+    if method != "OPTIONS":
+        return None
+    if place.target.path == "*":
+        return "GET, HEAD, OPTIONS, POST"
+    return place.error.allow if isinstance(place.error, MethodNotAllowedError) else None

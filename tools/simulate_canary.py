@@ -1,0 +1,218 @@
+#!/usr/bin/env python3
+"""Measure how often a canary is stopped that should not be, and how soon one that should.
+
+    python tools/simulate_canary.py [--trials 1000] [--requests 10000] [--share 0.1] [--seed 0]
+
+Versions whose failure rates are known answer drawn requests, and somebody looks after every one of them. The joint
+sequence is what the server uses; beside it the same evidence judged by an interval for each arm, by an empirical
+Bernstein sequence for the inverse-probability-weighted difference, and by a z-test looked at daily or at every request.
+Prints two Markdown tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.traffic import sequences
+
+Floats = NDArray[np.float64]
+_LAST = 10**9
+_DAYS = 30
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+_LOG_FACTORS = np.vectorize(math.lgamma, otypes=[float])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Drawn requests of many trials, each array of shape [trials, requests].
+
+    Attributes:
+        is_canary: Who answered.
+        harm: Whether it failed.
+        share: Of the canary.
+    """
+
+    is_canary: NDArray[np.bool_]
+    harm: NDArray[np.bool_]
+    share: float
+
+    def counts(self) -> tuple[Floats, Floats, Floats, Floats]:
+        """Number and harms of the canary, then of the control, after every request."""
+        ours, harm = self.is_canary, self.harm
+        return tuple(  # type: ignore[return-value]
+            np.cumsum(flags, axis=1, dtype=np.float64) for flags in (ours, ours & harm, ~ours, ~ours & harm)
+        )
+
+
+def draw(rng: np.random.Generator, trials: int, requests: int, share: float, control: Floats, canary: Floats) -> Run:
+    """Draw requests; rates are given for every request, so that they may change in time."""
+    is_canary = rng.random((trials, requests)) < share
+    harm = rng.random((trials, requests)) < np.where(is_canary, canary, control)
+    return Run(is_canary=is_canary, harm=harm, share=share)
+
+
+class Winnings:
+    """`sequences.log_winnings` of one arm, for arrays; a table stands for the factorials."""
+
+    def __init__(self, num: Floats, total: Floats) -> None:
+        a, b = sequences._PRIOR
+        steps = np.arange(int(num.max()) + 1, dtype=np.float64)
+        of_total, of_rest, of_num = (_LOG_FACTORS(steps + offset) for offset in (a, b, a + b))
+        begin = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+        self.total, self.rest = total, num - total
+        self.mixture = (
+            of_total[total.astype(int)] + of_rest[self.rest.astype(int)] - of_num[num.astype(int)] + begin
+        )
+
+    def at(self, mean: Floats, chosen: NDArray[np.int64]) -> Floats:
+        """Log winnings of the chosen entries against means in (0, 1)."""
+        total, rest = self.total[chosen], self.rest[chosen]
+        return self.mixture[chosen] - total * np.log(mean) - rest * np.log1p(-mean)
+
+
+def joint_stop(run: Run, margin: float, alpha: float) -> NDArray[np.int64]:
+    """First request after which the server's sequence proves a regression, of each trial."""
+    shape = run.harm.shape
+    num, total, other_num, other_total = (counts.ravel() for counts in run.counts())
+    canary, control = Winnings(num, total), Winnings(other_num, other_total)
+    limit = -math.log(alpha)
+    pooled = (total + other_total + 0.5) / (num + other_num + 1.0)
+    everything = np.arange(num.size)
+    # What is won against one point of the null bounds what is won against all of it.
+    at = np.clip(pooled - margin * num / (num + other_num), 1e-9, 1 - margin - 1e-9)
+    is_open = control.at(at, everything) + canary.at(at + margin, everything) >= limit
+    is_open &= total * other_num > (other_total + margin * other_num) * num
+    chosen = np.flatnonzero(is_open)
+    low, high = np.full(chosen.size, 1e-9), np.full(chosen.size, 1 - margin - 1e-9)
+    for _ in range(60):
+        a, b = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+        is_left = control.at(a, chosen) + canary.at(a + margin, chosen) < (
+            control.at(b, chosen) + canary.at(b + margin, chosen)
+        )
+        low, high = np.where(is_left, low, a), np.where(is_left, b, high)
+    middle = (low + high) / 2
+    is_proven = np.zeros(num.size, bool)
+    is_proven[chosen] = control.at(middle, chosen) + canary.at(middle + margin, chosen) >= limit
+    return first(is_proven.reshape(shape))
+
+
+def separate_stop(run: Run, margin: float, alpha: float) -> NDArray[np.int64]:
+    """The same winnings, made an interval for each arm at half of alpha."""
+    shape = run.harm.shape
+    num, total, other_num, other_total = (counts.ravel() for counts in run.counts())
+    canary, control, limit = Winnings(num, total), Winnings(other_num, other_total), -math.log(alpha / 2)
+    everything = np.arange(num.size)
+
+    def bound(arm: Winnings, begin: Floats, end: Floats) -> Floats:
+        for _ in range(40):  # between the observed mean and the end of its range
+            middle = (begin + end) / 2
+            is_inside = arm.at(np.clip(middle, 1e-12, 1 - 1e-12), everything) < limit
+            begin, end = np.where(is_inside, middle, begin), np.where(is_inside, end, middle)
+        return begin
+
+    mean, other = total / np.maximum(num, 1), other_total / np.maximum(other_num, 1)
+    return first((bound(canary, mean, mean * 0) - bound(control, other, other * 0 + 1) > margin).reshape(shape))
+
+
+def weighted_stop(run: Run, margin: float, alpha: float) -> NDArray[np.int64]:
+    """An empirical Bernstein sequence for the inverse-probability-weighted difference, one-sided.
+
+    Source: Waudby-Smith & Ramdas 2023, theorem 2 (predictable plug-in).
+    """
+    scale = 1 / run.share + 1 / (1 - run.share)
+    x = np.where(run.is_canary, run.harm / run.share, -1.0 * run.harm / (1 - run.share))
+    x = (x + 1 / (1 - run.share)) / scale  # in [0, 1]
+    times = np.arange(1, x.shape[1] + 1)
+    mean = (0.5 + np.cumsum(x, axis=1)) / (times + 1)
+    spread = (0.25 + np.cumsum((x - mean) ** 2, axis=1)) / (times + 1)
+    before = np.concatenate([np.full((len(x), 1), 0.25), spread[:, :-1]], axis=1)
+    guess = np.concatenate([np.full((len(x), 1), 0.5), mean[:, :-1]], axis=1)
+    bet = np.minimum(np.sqrt(2 * math.log(1 / alpha) / (before * times * np.log1p(times))), 0.5)
+    psi = (-np.log1p(-bet) - bet) / 4
+    low = (np.cumsum(bet * x, axis=1) - math.log(1 / alpha) - np.cumsum(4 * (x - guess) ** 2 * psi, axis=1)) / (
+        np.cumsum(bet, axis=1)
+    )
+    return first(low * scale - 1 / (1 - run.share) > margin)
+
+
+def z_stop(run: Run, margin: float, alpha: float, *, every: int) -> NDArray[np.int64]:
+    """A two-sided z-test for the difference, looked at again and again."""
+    num, total, other_num, other_total = run.counts()
+    one, other = total / np.maximum(num, 1), other_total / np.maximum(other_num, 1)
+    pooled = (total + other_total) / (num + other_num)
+    spread = np.sqrt(pooled * (1 - pooled) * (1 / np.maximum(num, 1) + 1 / np.maximum(other_num, 1)))
+    is_proven = np.abs(one - other - margin) > normal_quantile(1 - alpha / 2) * np.maximum(spread, 1e-12)
+    looks = np.zeros(num.shape[1], bool)
+    looks[every - 1 :: every] = True
+    return first(is_proven & looks & (num >= 1) & (other_num >= 1))
+
+
+def normal_quantile(probability: float) -> float:
+    """Of the standard normal distribution."""
+    from statistics import NormalDist
+
+    return NormalDist().inv_cdf(probability)
+
+
+def first(flags: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Position of the first true of each row, from 1; `_LAST` where there is none."""
+    return np.where(flags.any(axis=1), flags.argmax(axis=1) + 1, _LAST)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in (("trials", 1000), ("requests", 10000), ("seed", 0)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--share", type=float, default=0.1)
+    parser.add_argument("--alpha", type=float, default=0.05)
+    given = parser.parse_args()
+    rng = np.random.default_rng(given.seed)
+    day = max(given.requests // _DAYS, 1)
+    methods: dict[str, Callable[[Run, float, float], NDArray[np.int64]]] = {
+        "joint sequence (the server's)": joint_stop,
+        "an interval for each arm": separate_stop,
+        "empirical Bernstein, weighted": weighted_stop,
+        f"z-test on each of {_DAYS} days": lambda run, margin, alpha: z_stop(run, margin, alpha, every=day),
+        "z-test at every request": lambda run, margin, alpha: z_stop(run, margin, alpha, every=1),
+    }
+    flat = np.ones(given.requests)
+    outage = np.where((np.arange(given.requests) // 500) % 4 == 3, 0.2, 0.01)
+    nulls = {"both 1 %": (flat * 0.01, 0.0), "both 10 %": (flat * 0.1, 0.0), "outages of both": (outage, 0.0)}
+    harms = {"1 % → 3 %": 0.03, "1 % → 10 %": 0.10}
+    print(f"{given.trials} trials of {given.requests} requests, {given.share:.0%} to the canary, alpha {given.alpha}")
+    print("\nStopped though no worse (margin 0, looked at after every request):\n")
+    print(f"| method | {' | '.join(nulls)} |\n| --- {'| --- ' * len(nulls)}|")
+    runs = {
+        name: draw(rng, given.trials, given.requests, given.share, rate, rate) for name, (rate, _) in nulls.items()
+    }
+    for method, stop in methods.items():
+        shares = [f"{(stop(run, 0.0, given.alpha) < _LAST).mean():.1%}" for run in runs.values()]
+        print(f"| {method} | {' | '.join(shares)} |")
+    print("\nRequests until stopped, both arms together: median (90th percentile), share stopped at all:\n")
+    cells = [(harm, margin) for harm in harms for margin in (0.0, 0.005)]
+    print(f"| method | {' | '.join(f'{harm}, margin {margin:.1%}' for harm, margin in cells)} |")
+    print(f"| --- {'| --- ' * len(cells)}|")
+    runs = {
+        name: draw(rng, given.trials, given.requests, given.share, flat * 0.01, flat * rate)
+        for name, rate in harms.items()
+    }
+    for method, stop in list(methods.items())[:3]:
+        texts = []
+        for harm, margin in cells:
+            stops = stop(runs[harm], margin, given.alpha)
+            middle, late = np.quantile(stops, [0.5, 0.9], method="higher")
+            shown = [f"{value:,}" if value < _LAST else "—" for value in (middle, late)]
+            texts.append(f"{shown[0]} ({shown[1]}), {(stops < _LAST).mean():.0%}")
+        print(f"| {method} | {' | '.join(texts)} |")
+
+
+if __name__ == "__main__":
+    main()
