@@ -6,10 +6,11 @@ import asyncio
 import gc
 import logging
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from edgesmith.errors import UsageError
 from edgesmith.files import atomic_write
 from serve.access import Access
 from serve.config import ServerConfig
@@ -20,6 +21,7 @@ from serve.http.server import HttpServer
 from serve.metrics import Metrics
 from serve.models.graph_model import GraphModel
 from serve.models.repository import Repository
+from serve.notify import notify
 from serve.service import Service
 from serve.traffic import Traffic
 
@@ -48,7 +50,13 @@ class App:
         metrics = Metrics(repository, [self.traffic.collect, self._collect_drift])
         self.service = Service(config, repository, metrics, self.traffic)
         self.router = Router(_routes(self.service, has_page=config.has_page))
-        self.access = Access.of(config)
+        self.access = Access.for_host(
+            config.host,
+            api_keys=config.api_keys,
+            admin_token=config.admin_token,
+            allowed_hosts=config.allowed_hosts,
+            allowed_origins=config.allowed_origins,
+        )
         self.http = HttpServer(self.router, config.limits, self.access, tls=_tls(config))
         self._grpc: Any = None
 
@@ -119,19 +127,21 @@ class App:
 
 def _routes(service: Service, *, has_page: bool) -> Sequence[Route]:
     from serve.protocols import oip, openai, predict, system
-    from serve.traffic import feedback
+    from serve.traffic.routes import routes as traffic_routes
 
-    groups: tuple[Callable[..., list[Route]], ...] = (oip.routes, openai.routes, predict.routes, feedback.routes)
-    found = [route for group in groups for route in group(service)]
+    found = [*oip.routes(service), *openai.routes(service), *predict.routes(service)]
+    found += traffic_routes(service.traffic, service.limits)
     return [*found, *system.routes(service, found, has_page=has_page)]
 
 
 def _tls(config: ServerConfig) -> Any:
     if config.tls_certificate is None and config.tls_key is None:
         return None
-    from serve.http.tls import make_context
+    if config.tls_certificate is None or config.tls_key is None:
+        raise UsageError("TLS needs a certificate and its key", mend="Give --tls-certificate and --tls-key.")
+    from serve.http.tls import make_tls_context
 
-    return make_context(config.tls_certificate, config.tls_key)
+    return make_tls_context(config.tls_certificate, config.tls_key)
 
 
 def run_server(config: ServerConfig) -> None:
@@ -164,6 +174,7 @@ async def _serve(config: ServerConfig) -> None:
             _announce(app)
             await stopping
             _log.info("told to stop: finishing what is under way")
+            notify("STOPPING=1")
         else:
             starting.cancel()
     finally:
@@ -182,3 +193,4 @@ def _announce(app: App) -> None:
     _log.info("ready at %s: %s", app.url, names or "no model yet")
     if app.config.announce_to is not None:
         atomic_write(app.config.announce_to, app.url + "\n")
+    notify("READY=1")

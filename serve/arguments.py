@@ -106,6 +106,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--record", type=Path, metavar="FILE", help="write a JSON line for each request, without texts")
     add("--api-keys", type=Path, metavar="FILE", help=f"one key a line; also ${API_KEYS}, separated by commas")
     add("--admin-token", type=Path, metavar="FILE", help=f"opens the admin routes; also ${ADMIN_TOKEN}")
+    add("--allow-host", action="append", default=[], metavar="NAME", help="further name that clients may call it by")
+    add("--allow-origin", action="append", default=[], metavar="URL", help="web page whose scripts may send requests")
     add("--tls-certificate", type=Path, metavar="FILE", help="PEM file with the certificate's chain")
     add("--tls-key", type=Path, metavar="FILE", help="PEM file with its private key")
     add("--drain", type=float, default=30.0, metavar="S", help="time for running requests at the end (default: 30)")
@@ -138,8 +140,6 @@ def read_config(given: argparse.Namespace, environment: Mapping[str, str] = os.e
     Raises:
         UsageError: An argument cannot be obeyed.
     """
-    from serve.access import parse_keys, read_keys
-
     specs = [_spec(*parse_model(text), given) for text in given.models or bundled_models()]
     names = [(spec.name, spec.version) for spec in specs]
     if twice := next((name for name in names if names.count(name) > 1), None):
@@ -148,8 +148,8 @@ def read_config(given: argparse.Namespace, environment: Mapping[str, str] = os.e
         )
     if not specs and given.repository is None:
         raise UsageError("no model is given", mend="Give NAME=PATH, such as news=release/server.")
-    keys = read_keys(given.api_keys) if given.api_keys else parse_keys(environment.get(API_KEYS, ""))
-    tokens = read_keys(given.admin_token) if given.admin_token else parse_keys(environment.get(ADMIN_TOKEN, ""))
+    keys = _keys(given.api_keys, environment, API_KEYS)
+    tokens = _keys(given.admin_token, environment, ADMIN_TOKEN)
     if len(tokens) > 1:
         raise UsageError("there are several admin tokens", mend="Give one.")
     if not given.drain >= 0 or not given.max_body_mb > 0:
@@ -162,7 +162,9 @@ def read_config(given: argparse.Namespace, environment: Mapping[str, str] = os.e
         limits=Limits(max_body_bytes=int(given.max_body_mb * (1 << 20))),
         repository=given.repository,
         admin_token=tokens[0] if tokens else None,
-        api_keys=tuple(keys),
+        api_keys=keys,
+        allowed_hosts=tuple(given.allow_host),
+        allowed_origins=tuple(given.allow_origin),
         tls_certificate=given.tls_certificate,
         tls_key=given.tls_key,
         drain_s=given.drain,
@@ -172,6 +174,16 @@ def read_config(given: argparse.Namespace, environment: Mapping[str, str] = os.e
         has_page=not given.no_page,
         announce_to=given.announce,
     )
+
+
+def _keys(path: Path | None, environment: Mapping[str, str], variable: str) -> tuple[str, ...]:
+    """Keys of a file, or else of a variable, where they may stand between commas; none without both."""
+    from serve.access import parse_keys, read_keys
+
+    if path is not None:
+        return read_keys(path)
+    text = environment.get(variable, "")
+    return parse_keys(text.replace(",", "\n"), source=f"${variable}") if text.strip() else ()
 
 
 def bundled_models() -> list[str]:

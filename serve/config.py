@@ -98,6 +98,10 @@ class ServerConfig:
     """Without it, routes that change the server are off."""
     api_keys: tuple[str, ...] = ()
     """With any, every route but health asks for one of them."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names beside localhost that clients may call a server on loopback by; others are refused (DNS rebinding)."""
+    allowed_origins: tuple[str, ...] = ()
+    """Web pages, such as `https://example.org`, whose scripts may send requests."""
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     allowed_hosts: tuple[str, ...] = ()

@@ -68,6 +68,12 @@ def serve(
     admin_token: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Opens the admin routes; also $EDGESMITH_ADMIN_TOKEN.")
     ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Further name that clients may call it by; repeatable.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(metavar="URL", help="Web page whose scripts may send requests; repeatable.")
+    ] = None,
     tls_certificate: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM file with the chain.")] = None,
     tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM file with the private key.")] = None,
     drain: Annotated[float, typer.Option(metavar="S", min=0, help="Time for running requests at the end.")] = 30.0,
@@ -85,7 +91,7 @@ def serve(
     api.serve(read_config(given))
 
 
-_LISTS = ("models", "adapter", "split", "shadow")
+_LISTS = ("models", "adapter", "split", "shadow", "allow_host", "allow_origin")
 
 
 def bundle(

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 from edgesmith.errors import UsageError
 
-__all__ = ["listen", "raise_descriptor_limit", "run_loop"]
+__all__ = ["BACKLOG", "listen", "raise_descriptor_limit", "run_loop"]
 
 T = TypeVar("T")
 
-_BACKLOG = 2048
+BACKLOG = 2048
 _SPARE_DESCRIPTORS = 256
 
 
@@ -63,7 +63,7 @@ def _bind(family: int, address: tuple[Any, ...]) -> socket.socket:
         if family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != "::"))
         bound.bind(address)
-        bound.listen(_BACKLOG)
+        bound.listen(BACKLOG)
     except OSError:
         bound.close()
         raise

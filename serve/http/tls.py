@@ -29,7 +29,8 @@ def make_tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
 
     def refuse_password() -> str:
         raise UsageError(
-            f"the TLS key {key} is encrypted", mend=f"Write it without passphrase: openssl pkey -in {key} -out plain.pem"
+            f"the TLS key {key} is encrypted",
+            mend=f"Write it without passphrase: openssl pkey -in {key} -out plain.pem",
         )
 
     try:

@@ -92,7 +92,7 @@ class Executor:
                     self._take(item)
                 self._take_all()
                 self._step()
-            except Exception as error:  # a fault of ours, and whoever waits must still be told
+            except Exception as error:  # noqa: BLE001 - a fault of ours, and whoever waits must still be told
                 _log.exception("%s: the executor failed", self._thread.name)
                 self._give_up(error)
         self._ended()

@@ -39,7 +39,7 @@ class GraphModel:
     unless `max_queue_delay_us` says so. Of a model whose activations are quantized at run time with one scale for the
     whole batch (`dynamic-int8`), the other rows of a batch, and padding, move a row's outputs by about as much as
     quantization itself did; `warm.batch_effect` says how far. Such a model is given the smallest batches that come
-    within 4 % of the best throughput, which leaves long rows alone; `max_batch_size=1` leaves every row alone, so that
+    within 2 % of the best throughput; `max_batch_size=1` leaves every row alone, so that
     an answer depends on its request only.
 
     Args:

@@ -8,14 +8,14 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 from edgesmith.artifact import SIDE_FILES, Artifact, open_artifact
 from edgesmith.errors import ArtifactError, UnsupportedError, UsageError
 from edgesmith.files import storage_errors
-from edgesmith.tasks import Task, load_task
+from edgesmith.tasks import TASKS, Task, load_task
 from serve.config import ModelSpec
 from serve.runtime import Engine, EngineOptions, choose_threads, open_engine, open_generation_engine
 from serve.runtime.child import GENERATING_KINDS
@@ -112,20 +112,24 @@ def load_model(spec: ModelSpec, path: Path, *, loop: asyncio.AbstractEventLoop) 
 
 
 def _open(spec: ModelSpec, path: Path, report: LoadReport) -> tuple[Artifact, Engine | GenerationEngine]:
-    options = EngineOptions(
-        threads=spec.threads or choose_threads(), adapters=spec.adapters, num_context=spec.num_context
-    )
     if spec.is_isolated:
         with report.phase("open"):
             settings = ChildSettings(timeout_s=spec.engine_timeout_s)
-            child = open_child(path, options, label=f"{spec.name} {spec.version}", settings=settings)
+            child = open_child(path, _options(spec), label=f"{spec.name} {spec.version}", settings=settings)
             return child.artifact, child
     with report.phase("hashes"):
         artifact = open_artifact(path)
     with report.phase("open"):
+        if artifact.kind == "gguf":  # whose texts share a room, which the model's writer measures out
+            return artifact, open_generation_engine(artifact, replace(_options(spec), num_context=None))
         if artifact.kind in GENERATING_KINDS:
-            return artifact, open_generation_engine(artifact, options)
-        return artifact, open_engine(artifact, options)
+            return artifact, open_generation_engine(artifact, _options(spec))
+        return artifact, open_engine(artifact, _options(spec))
+
+
+def _options(spec: ModelSpec) -> EngineOptions:
+    threads = spec.threads or choose_threads()
+    return EngineOptions(threads=threads, adapters=spec.adapters, num_context=spec.num_context)
 
 
 def _find_task(artifact: Artifact, engine: Engine) -> Task | None:
@@ -135,12 +139,12 @@ def _find_task(artifact: Artifact, engine: Engine) -> Task | None:
         EdgesmithError: The artifact says that it has one, but that cannot be loaded.
     """
     names = {entry.path for entry in artifact.manifest.files}
-    if "task.json" in names:
-        return load_task(artifact.folder)
+    if "task.json" in names or artifact.manifest.task in TASKS:
+        return load_task(artifact.folder, artifact.manifest.task)
     if "config.json" not in names:
         return None
     try:
-        task = load_task(artifact.folder, artifact.manifest.task)
+        task = load_task(artifact.folder)
     except (ArtifactError, UnsupportedError, UsageError) as error:
         _LOG.info("%s: takes tensors alone: %s", artifact.path, error)
         return None

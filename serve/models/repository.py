@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -28,6 +29,7 @@ __all__ = ["IndexEntry", "Repository", "State"]
 
 _LOG = logging.getLogger(__name__)
 _LOADING_THREADS = 2
+
 
 class Repository:
     """The models of a server. All methods are for the loop's thread; loading itself is done by threads of its own.
@@ -137,10 +139,15 @@ class Repository:
         Raises:
             EdgesmithError: Of the first one that failed; each is logged, and in the index.
         """
-        loads = [self._run(self._load(entry.spec)) for entry in self._all()]
-        failures = [one for one in await asyncio.gather(*loads, return_exceptions=True) if one is not None]
-        if failures:
-            raise failures[0]
+        await self._load_all([entry.spec for entry in self._all()])
+
+    async def _load_all(self, specs: Iterable[ModelSpec]) -> None:
+        """Load each of them, whatever becomes of the others or of who asked; raises what the first failure was."""
+        loads = [self._run(self._load(spec)) for spec in specs]
+        ends = await asyncio.shield(asyncio.gather(*loads, return_exceptions=True))
+        for end in ends:
+            if end is not None:
+                raise end
 
     async def load(self, name: str, version: str | None = None, path: Path | None = None) -> None:
         """Load a model, or load it again and replace it while it answers.
@@ -162,11 +169,10 @@ class Repository:
         specs = wanted_specs(self._entries.get(name, {}), self._config.repository, name, version, path)
         if not specs:
             raise no_such_model(name, version, self._entries)
-        for spec in specs:
-            await asyncio.shield(self._run(self._load(spec)))
+        await self._load_all(specs)
 
     def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Do it even if who asked for it goes."""
+        """Begin it as a task that is kept until it is done."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -195,11 +201,14 @@ class Repository:
             self._replace(entry, spec, loaded)
 
     async def _open(self, spec: ModelSpec) -> Loaded:
-        from serve.models.graph_model import share_threads
+        in_use = {(entry.spec.name, entry.spec.version): entry.spec for entry in self._all() if not entry.is_out}
+        specs = (in_use | {(spec.name, spec.version): spec}).values()
 
-        others = [entry.spec for entry in self._all() if entry.loaded is not None and entry.spec.path != spec.path]
         def open_here() -> Loaded:
-            return load_model(spec, self._locate(spec.path, spec.name), loop=self._loop)
+            from serve.models.graph_model import share_threads
+
+            shared = replace(spec, threads=share_threads(specs)[spec.name, spec.version])
+            return load_model(shared, self._locate(spec.path, spec.name), loop=self._loop)
 
         try:
             return await self._loop.run_in_executor(self._pool, open_here)
@@ -243,7 +252,7 @@ class Repository:
         except Exception:  # noqa: BLE001 - logged; what follows must be done all the same
             _LOG.exception("closing %s %s", model.name, model.version)
         del model
-        await self._loop.run_in_executor(None, release_memory)
+        await self._loop.run_in_executor(self._pool, release_memory)
 
     async def unload(self, name: str, version: str | None = None) -> None:
         """Take a model out at once, let it finish what it was given, and close it. What loads it meanwhile fails.
@@ -259,7 +268,7 @@ class Repository:
         entries = [entry for one, entry in known.items() if version in (None, one)]
         if not entries:
             raise no_such_model(name, version, self._entries)
-        await asyncio.gather(*(asyncio.shield(self._run(self._unload(entry, None))) for entry in entries))
+        await asyncio.shield(asyncio.gather(*(self._run(self._unload(entry, None)) for entry in entries)))
 
     async def _unload(self, entry: Entry, timeout_s: float | None) -> None:
         entry.is_out = True
@@ -289,7 +298,7 @@ class Repository:
         await asyncio.gather(*(self._unload(entry, timeout_s) for entry in self._all()))
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.wait(self._tasks, timeout=timeout_s)
 
 
 def _unloaded(spec: ModelSpec) -> NotReadyError:

@@ -31,7 +31,7 @@ _SHORT, _LONG = 16, 512  # tokens of the rows that are timed, and the most of th
 _FREE_AXES = (16, 64, 224)  # lengths that are tried for free axes of which nothing is known
 _QUICK_S = 0.02  # a run that takes longer is not repeated as often
 _SAME = 2e-3  # share of the largest output: below it, two answers differ by rounding only
-_NEAR_BEST = 0.96  # of the most rows a second: what a smaller batch must reach to be preferred
+_NEAR_BEST = 0.98  # of the most rows a second: what a smaller batch must reach to be preferred
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ def warm_up(
 
     Small and large inputs are run so that later requests find memory allocated. Unless `max_batch_size` is given,
     batches of 1, 2, 4 … 32 rows are timed, for about 0.3 s in all, and the one with the most rows a second is taken;
-    a smaller one if it comes within 4 %, because it answers sooner, and depends less on other rows where the model's
+    a smaller one if it comes within 2 %, because it answers sooner, and depends less on other rows where the model's
     arithmetic lets them matter (see `WarmUp.batch_effect`). It holds as a number of elements: where 16 texts of 16
     tokens are best, texts of 128 tokens are run two at a time.
 

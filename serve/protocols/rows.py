@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeAlias, TypeVar, cast
 from numpy.typing import NDArray
 
 from edgesmith.errors import UnsupportedError
-from edgesmith.tasks import Example, ImageClassification, ServedTask, Task
+from edgesmith.tasks import Example, ImageClassification, ServedTask
 from serve.errors import NotReadyError, RequestError
 from serve.http.message import Request
 from serve.models.graph_model import GraphModel
@@ -165,8 +165,7 @@ class _Run(Generic[Result]):
         given = [self.inputs[index] for index in piece]
         arrays = await self._encode(given)
         outputs = await self._infer(arrays)
-        for index, result in zip(piece, self.reduce(self.task, outputs, arrays, given), strict=True):
-            results[index] = result
+        results |= zip(piece, self.reduce(self.task, outputs, arrays, given), strict=True)
 
     async def _encode(self, given: list[Any]) -> Arrays:
         task = self.task
@@ -174,7 +173,7 @@ class _Run(Generic[Result]):
             return await workers().run(lambda: task.encode(given))
         if sum(map(_length, given)) <= _SHORT_CHARS:
             return task.encode(given)
-        return await workers().run(lambda: cast(Task, task).encode(given))
+        return await workers().run(lambda: task.encode(given))
 
     async def _infer(self, arrays: Arrays) -> Arrays:
         if self.is_gone:

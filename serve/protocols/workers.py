@@ -1,4 +1,4 @@
-"""Threads for what a protocol must not do on the loop's thread: tokenizing long texts, unpacking pictures, templates."""
+"""Threads for what must not be done on the loop's thread: tokenizing long texts, unpacking pictures, templates."""
 
 from __future__ import annotations
 

@@ -2,11 +2,12 @@
 
 Generated code would bind us to the protobuf release that generated it: it refuses older runtimes, and those of the next
 major release but one. Descriptors are data that every release since 4 reads, so the table below, with the field numbers
-of the protocol, takes the place of a `.proto` and of what `protoc` makes of it. They live in a pool of their own, so that
-a client's generated classes of the same names may be in the same process.
+of the protocol, takes the place of a `.proto` and of what `protoc` makes of it. They live in a pool of their own, so
+that a client's generated classes of the same names may be in the same process.
 
-Source: kserve/open-inference-protocol, specification/protocol/open_inference_grpc.proto; triton-inference-server/common,
-protobuf/grpc_service.proto and model_config.proto (of the latter, the fields that are filled here).
+Source: kserve/open-inference-protocol, specification/protocol/open_inference_grpc.proto;
+triton-inference-server/common, protobuf/grpc_service.proto and model_config.proto (of the latter, the fields that are
+filled here).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ __all__ = ["DATA_TYPES", "PACKAGE", "message_class"]
 
 PACKAGE = "inference"
 
-# A field a line: name number type; * is repeated, {} a map from texts to that message, | a member of the message's oneof.
+# A field a line: name, number, type; * is repeated, {} a map from texts to that message, | a member of the one oneof.
 _TABLE = """
 ServerLiveRequest
 ServerLiveResponse
@@ -183,12 +184,8 @@ RepositoryModelUnloadRequest
 RepositoryModelUnloadResponse
 """
 
-DATA_TYPES: dict[str, int] = {
-    f"TYPE_{name}": number
-    for number, name in enumerate(
-        "INVALID BOOL UINT8 UINT16 UINT32 UINT64 INT8 INT16 INT32 INT64 FP16 FP32 FP64 STRING BF16".split()
-    )
-}
+_KINDS = "INVALID BOOL UINT8 UINT16 UINT32 UINT64 INT8 INT16 INT32 INT64 FP16 FP32 FP64 STRING BF16"
+DATA_TYPES: dict[str, int] = {f"TYPE_{name}": number for number, name in enumerate(_KINDS.split())}
 """Names of the configuration's data types → their numbers; an enumeration travels as an int32 does."""
 
 _Field = descriptor_pb2.FieldDescriptorProto

@@ -147,7 +147,13 @@ def model_statistics(service: Service, name: str | None, version: str | None) ->
 
 
 def list_index(service: Service, *, is_ready_only: bool) -> list[dict[str, str]]:
-    """Every version of every model and its state; models that take texts stand there under both names."""
+    """Every version of every model and its state, and what else could be loaded.
+
+    Models that take texts stand there under both names.
+
+    Raises:
+        StorageError: The repository's folder cannot be read.
+    """
     found: list[dict[str, str]] = []
     for entry in service.repository.index():
         if is_ready_only and entry.state != "READY":
@@ -155,6 +161,8 @@ def list_index(service: Service, *, is_ready_only: bool) -> list[dict[str, str]]
         found.append(_index_entry(entry, entry.name))
         if entry.state == "READY" and _takes_texts(service, entry):
             found.append(_index_entry(entry, entry.name + TEXT_SUFFIX))
+    if not is_ready_only:
+        found += [_index_entry(entry, entry.name) for entry in service.repository.not_loaded()]
     return found
 
 

@@ -164,7 +164,9 @@ def _read_inputs(inputs: object, body: Buffer, begin: int, limits: Limits) -> di
     for entry in inputs:
         if type(entry) is not dict:
             raise MalformedError("an input is no object", mend='Send {"name", "shape", "datatype", "data"}.')
-        name, datatype, shape = entry.get("name"), entry.get("datatype"), entry.get("shape")
+        name: Any = entry.get("name")
+        datatype: Any = entry.get("datatype")
+        shape: Any = entry.get("shape")
         if type(name) is not str or name in arrays:
             raise MalformedError("every input needs a name of its own")
         dtype_of(name, datatype)

@@ -269,7 +269,7 @@ def bytes_of_array(array: NDArray[Any]) -> Buffer:
         return pack_texts(array)
     if array.size == 0:
         return b""
-    return memoryview(np.ascontiguousarray(array)).cast("B")
+    return np.ascontiguousarray(array).data.cast("B")
 
 
 def json_of_array(array: NDArray[Any]) -> bytes:

@@ -211,7 +211,8 @@ class _Writing:
 
 
 def _reason(choice: _Choice) -> str:
-    assert choice.job is not None and choice.job.finish_reason is not None
+    assert choice.job is not None
+    assert choice.job.finish_reason is not None
     return choice.job.finish_reason
 
 

@@ -6,12 +6,14 @@ Source: OpenAI API reference, "Embeddings".
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgesmith.errors import EdgesmithError
 from edgesmith.tasks import FeatureExtraction, ServedTask
 from serve.http.message import Request, Response
 from serve.json_text import dump_json
@@ -20,7 +22,7 @@ from serve.models.text_model import TextModel
 from serve.protocols.identity import answer_headers
 from serve.protocols.openai.errors import ParameterError
 from serve.protocols.openai.fields import Fields, wrong_type
-from serve.protocols.openai.handling import Asked, Run, json_body, make_call
+from serve.protocols.openai.handling import PROTOCOL, Asked, Run, json_body, make_call
 from serve.protocols.rows import Call, Input, choose_model, run_inputs, task_of
 from serve.protocols.workers import workers
 from serve.service import Service
@@ -94,22 +96,32 @@ async def _vectors(
 ) -> tuple[GraphModel | TextModel, list[NDArray[np.float32]], int]:
     """Who answered, the vectors, and the tokens that were read for them."""
     if isinstance(model, TextModel):
-        rows = await model.embed(texts)
-        counts = await workers().run(lambda: [model.count_tokens(text) for text in texts])
-        return model, list(rows), sum(counts)
+        return await _text_model_vectors(call, model, texts)
     answering, pairs = await run_inputs(call, model, texts, _reduce)
     return answering, [vector for vector, _ in pairs], sum(count for _, count in pairs)
+
+
+async def _text_model_vectors(
+    call: Call, model: TextModel, texts: Sequence[str]
+) -> tuple[TextModel, list[NDArray[np.float32]], int]:
+    """Of a language model, whose vectors are no job that would be counted."""
+    try:
+        rows = await model.embed(texts)
+        counts = await workers().run(lambda: [model.count_tokens(text) for text in texts])
+    except EdgesmithError as error:
+        call.service.failed(call.name, PROTOCOL, error, received_ns=call.request.received_ns)
+        raise
+    duration_ns = time.monotonic_ns() - call.request.received_ns
+    call.service.metrics.count_request(model.name, model.version, PROTOCOL, "ok", duration_ns)
+    return model, list(rows), sum(counts)
 
 
 def _reduce(
     task: ServedTask, outputs: Mapping[str, NDArray[Any]], arrays: Mapping[str, NDArray[Any]], inputs: Sequence[Input]
 ) -> list[tuple[NDArray[np.float32], int]]:
     del inputs
-    mask = arrays.get("attention_mask")
-    vectors = task.vectors(outputs, arrays)
-    if mask is None:
-        return [(vector, next(iter(arrays.values())).shape[1]) for vector in vectors]
-    return [(vector, int(count)) for vector, count in zip(vectors, mask.sum(axis=1), strict=True)]
+    counts = arrays["attention_mask"].sum(axis=1)  # padding is no token
+    return [(vector, int(count)) for vector, count in zip(task.vectors(outputs, arrays), counts, strict=True)]
 
 
 def _answer(name: str, vectors: Sequence[NDArray[np.float32]], num_tokens: int, encoding: str) -> dict[str, Any]:

@@ -1,0 +1,144 @@
+"""Language models behind `/predict`: each row is a text to go on with, or a conversation to answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgesmith.errors import EdgesmithError
+from edgesmith.tasks import Prediction
+from serve.errors import EngineFailedError, MalformedError
+from serve.models.job import GenerationJob
+from serve.models.text_model import TextModel
+from serve.protocols.identity import sticky_key
+from serve.protocols.predict_rows import PredictRow
+from serve.protocols.rows import Call, ClientGoneError
+from serve.protocols.workers import workers
+from serve.runtime.generation import Sampling, TextChunk
+
+__all__ = ["generate_rows"]
+
+DEFAULT_MAX_TOKENS = 128
+_COLUMNS = ("text", "prompt", "messages")
+
+
+async def generate_rows(
+    call: Call, model: TextModel, rows: Sequence[PredictRow], options: Mapping[str, str]
+) -> list[Prediction]:
+    """Write an answer to each row, one row after the other; or make a vector of it, where the model does only that.
+
+    Args:
+        call: The request.
+        model: From `choose_model`.
+        rows: Texts, or objects with one of the columns `text`, `prompt` and `messages`.
+        options: `max_tokens`, `temperature` and `seed`, of the query.
+
+    Returns:
+        `text`, `finish_reason` and `num_tokens` of each, or `embedding`.
+
+    Raises:
+        EdgesmithError: A row or option is not what it should be, or the model failed.
+    """
+    try:
+        max_tokens, sampling = _read_options(options, call.service.limits.max_tokens)
+        prompts = await workers().run(lambda: [_prompt(model, row, number) for number, row in enumerate(rows, 1)])
+    except EdgesmithError as error:
+        call.service.failed(call.name, call.protocol, error, received_ns=call.request.received_ns)
+        raise
+    if not model.can_generate:
+        return await _embed(call, model, prompts)
+    return [await _generate(call, model, prompt, max_tokens, sampling) for prompt in prompts]
+
+
+def _read_options(options: Mapping[str, str], most: int) -> tuple[int, Sampling]:
+    try:
+        max_tokens = int(options.get("max_tokens", min(DEFAULT_MAX_TOKENS, most)))
+        temperature, seed = float(options.get("temperature", 0)), int(options.get("seed", 0))
+    except ValueError as error:
+        raise MalformedError(f"an option is no number: {error}") from error
+    if not 1 <= max_tokens <= most:
+        raise MalformedError(f"max_tokens is {max_tokens}; it must be from 1 to {most}")
+    return max_tokens, Sampling(temperature=temperature, seed=seed)
+
+
+def _prompt(model: TextModel, row: PredictRow, number: int) -> str:
+    match row:
+        case str():
+            return row
+        case {"messages": list(messages)} if all(_is_message(message) for message in messages):
+            return model.chat_prompt(messages)
+        case {"text": str(text)} | {"prompt": str(text)}:
+            return text
+    raise MalformedError(
+        f"row {number} has none of the columns {', '.join(_COLUMNS)}",
+        mend='Send a text, {"text": "…"}, or {"messages": [{"role": "user", "content": "…"}]}.',
+    )
+
+
+def _is_message(message: Any) -> bool:
+    return (
+        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
+    )
+
+
+async def _embed(call: Call, model: TextModel, texts: list[str]) -> list[Prediction]:
+    try:
+        vectors = await model.embed(texts)
+    except EdgesmithError as error:
+        call.service.failed(call.name, call.protocol, error, received_ns=call.request.received_ns)
+        raise
+    duration_ns = time.monotonic_ns() - call.request.received_ns
+    call.service.metrics.count_request(model.name, model.version, call.protocol, "ok", duration_ns)
+    return [{"embedding": vector.tolist()} for vector in vectors]
+
+
+async def _generate(call: Call, model: TextModel, prompt: str, max_tokens: int, sampling: Sampling) -> Prediction:
+    finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    texts: list[str] = []
+
+    def take(chunk: TextChunk) -> None:
+        texts.append(chunk.text)
+
+    def done(job: GenerationJob) -> None:
+        if not finished.done():
+            finished.set_result(None)
+
+    job = GenerationJob(
+        prompt=prompt,
+        max_tokens=max_tokens,
+        on_chunk=take,
+        done=done,
+        received_ns=call.request.received_ns,
+        sampling=sampling,
+    )
+
+    def leave() -> None:
+        job.is_cancelled = True
+        if not finished.done():
+            finished.set_exception(ClientGoneError("the client has gone"))
+
+    if call.request.is_closed:
+        raise ClientGoneError("the client has gone")
+    call.request.on_close(leave)
+    try:
+        call.service.generate(
+            call.name,
+            model.version,
+            job,
+            protocol=call.protocol,
+            key=sticky_key(call.request),
+            request_id=call.identity,
+        )
+        await finished
+    except BaseException:
+        job.is_cancelled = True
+        raise
+    finally:
+        call.request.on_close(None)
+    if job.error is not None:
+        raise job.error
+    if job.finish_reason is None:
+        raise EngineFailedError("the answer was dropped before it ended")
+    return {"text": "".join(texts), "finish_reason": job.finish_reason, "num_tokens": job.num_tokens}
