@@ -148,7 +148,7 @@ def is_loopback(host: str) -> bool:
 
 
 def parse_keys(text: str, *, source: str) -> tuple[str, ...]:
-    """Keys of a text with one a line; empty lines and lines that begin with `#` are left out.
+    r"""Keys of a text with one a line; empty lines and lines that begin with `#` are left out.
 
     Args:
         text: The lines.
@@ -157,7 +157,7 @@ def parse_keys(text: str, *, source: str) -> tuple[str, ...]:
     Raises:
         UsageError: There is no key, or one that no header can carry.
 
-    >>> parse_keys("# team a\\nk-123\\n", source="keys.txt")
+    >>> parse_keys("# team a\nk-123\n", source="keys.txt")
     ('k-123',)
     """
     keys = []

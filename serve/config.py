@@ -104,10 +104,6 @@ class ServerConfig:
     """Web pages, such as `https://example.org`, whose scripts may send requests."""
     tls_certificate: Path | None = None
     tls_key: Path | None = None
-    allowed_hosts: tuple[str, ...] = ()
-    """Further names by which a server on loopback may be called, such as a proxy's."""
-    allowed_origins: tuple[str, ...] = ()
-    """Web pages such as `https://example.org` whose scripts may send requests that change something."""
     drain_s: float = 30.0
     """How long requests may take that are under way when the server is told to stop."""
     splits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)

@@ -103,7 +103,7 @@ class LiveFigures:
                 "resident_bytes": process.resident_bytes,
                 "private_bytes": process.private_bytes,
                 "descriptors": process.num_descriptors,
-                "connections": transport.num_connections if transport is not None else None,
+                "connections": transport.connections if transport is not None else None,
             },
             "all": _describe(now, then, _ALL, window_s),
             "models": [self._describe(entry, now, then, window_s) for entry in self._service.repository.index()],

@@ -20,7 +20,8 @@ from serve.process_figures import read_process
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-    from serve.metrics import RequestCounts, TransportCounts
+    from serve.http.shared import Counters
+    from serve.metrics import RequestCounts
     from serve.models.repository import Model, Repository
 
 __all__ = ["model_families", "process_families", "request_families", "transport_families"]
@@ -138,17 +139,23 @@ def _life_cycle(repository: Repository) -> Iterator[Metric]:
             yield CounterMetricFamily(f"edgesmith_{name}", text, value=value)
 
 
-def transport_families(transport: TransportCounts) -> Iterator[Metric]:
-    """Connections and bytes."""
-    yield GaugeMetricFamily("edgesmith_connections", "Connections that are open.", value=transport.num_connections)
+def transport_families(transport: Counters) -> Iterator[Metric]:
+    """Connections and bytes of HTTP."""
+    yield GaugeMetricFamily("edgesmith_connections", "Connections that are open.", value=transport.connections)
     for name, text, value in (
-        ("accepted_connections", "Connections that were accepted.", transport.total_connections),
-        ("refused_connections", "Connections above the limit.", transport.refused_connections),
+        ("accepted_connections", "Connections that were accepted.", transport.connections_total),
+        ("refused_connections", "Connections above the limit.", transport.connections_refused),
         ("received_bytes", "Bytes of requests, headers included.", transport.bytes_in),
         ("sent_bytes", "Bytes of answers, headers included.", transport.bytes_out),
-        ("protocol_errors", "Requests that were no HTTP, or above its limits.", transport.protocol_errors),
+        ("gone_clients", "Requests whose client left before the answer.", transport.client_gone),
     ):
         yield CounterMetricFamily(f"edgesmith_{name}", text, value=value)
+    errors = CounterMetricFamily(
+        "edgesmith_protocol_errors", "Requests that no handler saw, by reason.", labels=("reason",)
+    )
+    for reason, count in transport.errors.copy().items():
+        errors.add_metric((reason,), count)
+    yield errors
 
 
 def process_families() -> Iterator[Metric]:

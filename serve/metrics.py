@@ -7,13 +7,14 @@ and from whatever `extra_collectors` tell, by `prometheus_client`, which is impo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
 from serve.models.stats import Buckets
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
+    from serve.http.shared import Counters
     from serve.models.repository import Repository
 
 __all__ = [
@@ -22,7 +23,6 @@ __all__ = [
     "Metrics",
     "RequestCounts",
     "RequestLabels",
-    "TransportCounts",
     "content_type",
 ]
 
@@ -39,17 +39,6 @@ MAX_SERIES = 2048
 
 Collector: TypeAlias = "Callable[[], Iterable[Metric]]"
 """Gives families of metrics, as `prometheus_client` has them."""
-
-
-class TransportCounts(Protocol):
-    """What the HTTP server counts of itself."""
-
-    num_connections: int
-    total_connections: int
-    refused_connections: int
-    bytes_in: int
-    bytes_out: int
-    protocol_errors: int
 
 
 class RequestLabels(NamedTuple):
@@ -93,7 +82,7 @@ class Metrics:
     def __init__(self, repository: Repository, extra_collectors: Sequence[Collector] = ()) -> None:
         self.requests: dict[tuple[str, str, str, str], RequestCounts] = {}
         self.extra_collectors = list(extra_collectors)
-        self.transport: TransportCounts | None = None
+        self.transport: Counters | None = None
         self._repository = repository
 
     def count_request(self, model: str, version: str, protocol: str, reason: str, duration_ns: int) -> None:

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +26,12 @@ from serve.traffic import sequences
 Floats = NDArray[np.float64]
 _LAST = 10**9
 _DAYS = 30
+_CHUNK = 50
+"""Trials at a time."""
 _GOLDEN = (math.sqrt(5) - 1) / 2
+
+Stop: TypeAlias = "Callable[[Run, float, float], NDArray[np.int64]]"
+"""A run, a margin and alpha → the request after which each trial was stopped."""
 
 _LOG_FACTORS = np.vectorize(math.lgamma, otypes=[float])
 
@@ -67,9 +74,7 @@ class Winnings:
         of_total, of_rest, of_num = (_LOG_FACTORS(steps + offset) for offset in (a, b, a + b))
         begin = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
         self.total, self.rest = total, num - total
-        self.mixture = (
-            of_total[total.astype(int)] + of_rest[self.rest.astype(int)] - of_num[num.astype(int)] + begin
-        )
+        self.mixture = of_total[total.astype(int)] + of_rest[self.rest.astype(int)] - of_num[num.astype(int)] + begin
 
     def at(self, mean: Floats, chosen: NDArray[np.int64]) -> Floats:
         """Log winnings of the chosen entries against means in (0, 1)."""
@@ -171,47 +176,69 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("trials", 1000), ("requests", 10000), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--share", type=float, default=0.1)
+    parser.add_argument("--share", type=float, default=0.1, help="of the canary")
     parser.add_argument("--alpha", type=float, default=0.05)
     given = parser.parse_args()
-    rng = np.random.default_rng(given.seed)
+    flat = np.ones(given.requests)
+    outage = np.where((np.arange(given.requests) // 500) % 4 == 3, 0.2, 0.01)
     day = max(given.requests // _DAYS, 1)
-    methods: dict[str, Callable[[Run, float, float], NDArray[np.int64]]] = {
+    sequences_ = {
         "joint sequence (the server's)": joint_stop,
         "an interval for each arm": separate_stop,
         "empirical Bernstein, weighted": weighted_stop,
-        f"z-test on each of {_DAYS} days": lambda run, margin, alpha: z_stop(run, margin, alpha, every=day),
-        "z-test at every request": lambda run, margin, alpha: z_stop(run, margin, alpha, every=1),
     }
-    flat = np.ones(given.requests)
-    outage = np.where((np.arange(given.requests) // 500) % 4 == 3, 0.2, 0.01)
-    nulls = {"both 1 %": (flat * 0.01, 0.0), "both 10 %": (flat * 0.1, 0.0), "outages of both": (outage, 0.0)}
-    harms = {"1 % → 3 %": 0.03, "1 % → 10 %": 0.10}
-    print(f"{given.trials} trials of {given.requests} requests, {given.share:.0%} to the canary, alpha {given.alpha}")
-    print("\nStopped though no worse (margin 0, looked at after every request):\n")
-    print(f"| method | {' | '.join(nulls)} |\n| --- {'| --- ' * len(nulls)}|")
-    runs = {
-        name: draw(rng, given.trials, given.requests, given.share, rate, rate) for name, (rate, _) in nulls.items()
+    tests = {
+        f"z-test on each of {_DAYS} days": partial(z_stop, every=day),
+        "z-test at every request": partial(z_stop, every=1),
     }
-    for method, stop in methods.items():
-        shares = [f"{(stop(run, 0.0, given.alpha) < _LAST).mean():.1%}" for run in runs.values()]
-        print(f"| {method} | {' | '.join(shares)} |")
-    print("\nRequests until stopped, both arms together: median (90th percentile), share stopped at all:\n")
-    cells = [(harm, margin) for harm in harms for margin in (0.0, 0.005)]
-    print(f"| method | {' | '.join(f'{harm}, margin {margin:.1%}' for harm, margin in cells)} |")
-    print(f"| --- {'| --- ' * len(cells)}|")
-    runs = {
-        name: draw(rng, given.trials, given.requests, given.share, flat * 0.01, flat * rate)
-        for name, rate in harms.items()
-    }
-    for method, stop in list(methods.items())[:3]:
-        texts = []
-        for harm, margin in cells:
-            stops = stop(runs[harm], margin, given.alpha)
-            middle, late = np.quantile(stops, [0.5, 0.9], method="higher")
-            shown = [f"{value:,}" if value < _LAST else "—" for value in (middle, late)]
-            texts.append(f"{shown[0]} ({shown[1]}), {(stops < _LAST).mean():.0%}")
-        print(f"| {method} | {' | '.join(texts)} |")
+    print(f"{given.trials} trials, {given.share:.0%} to the canary, alpha {given.alpha}, looked at after every request")
+    print(f"\nStopped within {given.requests:,} requests though no worse, margin 0:\n")
+    truths = {"both 1 %": flat * 0.01, "both 10 %": flat * 0.1, "outages of both": outage}
+    cells = [Cell(title, rate, rate, 0.0) for title, rate in truths.items()]
+    tabulate(cells, sequences_ | tests, given, lambda stops: f"{(stops < _LAST).mean():.1%}")
+    print("\nRequests until stopped, both arms together: median (90th percentile):\n")
+    longer = np.ones(4 * given.requests)
+    cells = [
+        Cell(f"1 % → {rate:.0%}, margin {margin:.1%}", longer * 0.01, longer * rate, margin)
+        for rate in (0.03, 0.10)
+        for margin in (0.0, 0.005)
+    ]
+    given.trials = max(given.trials // 4, 1)
+    tabulate(cells, sequences_, given, describe)
+
+
+@dataclass(frozen=True, kw_only=False)
+class Cell:
+    """A truth and a margin."""
+
+    title: str
+    control: Floats
+    canary: Floats
+    margin: float
+
+
+def describe(stops: NDArray[np.int64]) -> str:
+    """Median and 90th percentile of when trials were stopped."""
+    shown = [f"{value:,}" if value < _LAST else "later" for value in np.quantile(stops, [0.5, 0.9], method="higher")]
+    return f"{shown[0]} ({shown[1]})"
+
+
+def tabulate(
+    cells: Sequence[Cell], methods: Mapping[str, Stop], given: argparse.Namespace, show: Callable[[Any], str]
+) -> None:
+    """Print a Markdown table of methods by cells."""
+    stops: dict[str, list[NDArray[np.int64]]] = {}
+    for index, cell in enumerate(cells):
+        rng = np.random.default_rng((given.seed, index))
+        parts = [_CHUNK] * (given.trials // _CHUNK) + [given.trials % _CHUNK or _CHUNK][: given.trials % _CHUNK != 0]
+        for size in parts:
+            run = draw(rng, size, len(cell.control), given.share, cell.control, cell.canary)
+            for method, stop in methods.items():
+                stops.setdefault(f"{method}/{index}", []).append(stop(run, cell.margin, given.alpha))
+    print(f"| method | {' | '.join(cell.title for cell in cells)} |\n| --- {'| --- ' * len(cells)}|")
+    for method in methods:
+        texts = [show(np.concatenate(stops[f"{method}/{index}"])) for index in range(len(cells))]
+        print(f"| {method} | {' | '.join(texts)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -70,12 +69,10 @@ def open_image(data: bytes | bytearray | memoryview) -> Image.Image:
     if len(data) > MAX_IMAGE_BYTES:
         raise DataError(f"the picture's file has {len(data):,} bytes; at most {MAX_IMAGE_BYTES:,} are read", mend=_MEND)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own bound on pixels warns; ours refuses
-            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_size(*image.size)
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        _check_size(*image.size)
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
     except DataError:
         raise
     except Image.DecompressionBombError as error:
@@ -83,7 +80,7 @@ def open_image(data: bytes | bytearray | memoryview) -> Image.Image:
     except MemoryError as error:
         raise DataError("the picture needs more memory than there is", mend="Send a smaller one.") from error
     except Exception as error:  # decoders raise whatever their bytes lead them to
-        reason = str(error).replace(str(io.BytesIO), "bytes").split("<_io")[0].strip()
+        reason = str(error).split("<_io")[0].strip()  # Pillow names the buffer by its address
         raise DataError(f"the picture cannot be read: {reason or type(error).__name__}", mend=_MEND) from error
 
 

@@ -45,12 +45,22 @@ class Admission:
         self._places: dict[tuple[str, bytes], Place] = {}
         self._hosts: set[bytes] = set()
 
-    def find(self, method: str, raw: bytes) -> Place:
-        """Route of a target as it came.
+    def place(self, method: str, raw: bytes, headers: dict[bytes, bytes]) -> Place:
+        """Route of a target as it came. The host of a target that is a whole URL takes the header's place.
 
         Raises:
-            MalformedError: The target is not acceptable; the connection is then better closed.
+            MalformedError: The target or the header `Host` is not acceptable; the connection is then better closed.
         """
+        host = headers.get(b"host")
+        if host is not None and host not in self._hosts:
+            self._check_host(host)
+        place = self._find(method, raw)
+        if place.target.authority is not None:
+            self._check_host(place.target.authority)
+            headers[b"host"] = place.target.authority
+        return place
+
+    def _find(self, method: str, raw: bytes) -> Place:
         key = (method, raw)
         place = self._places.get(key)
         if place is None:
@@ -78,14 +88,8 @@ class Admission:
             return Place(target, None, {}, error)
         return Place(target, route, params)
 
-    def check_host(self, host: bytes) -> None:
-        """Refuse a header `Host` that no URL could have.
-
-        Raises:
-            MalformedError: It is not a name or address with an optional port.
-        """
-        if host in self._hosts:
-            return
+    def _check_host(self, host: bytes) -> None:
+        """Refuse a header `Host` that no URL could have."""
         if not _HOST.fullmatch(host):
             raise MalformedError("the header Host is no name and port")
         if len(self._hosts) < _MAX_REMEMBERED:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from serve.http.exchange import Exchange
 from serve.http.failures import RequestTimeoutError, TooManyConnectionsError, answer_failure
@@ -15,6 +15,7 @@ from serve.http.reading import BODY, BUSY, CHUNKED, CLOSING, HEAD, LINGER, Reque
 
 if TYPE_CHECKING:
     from serve.errors import RequestError
+    from serve.http.parsing import RequestHead
     from serve.http.router import Route
     from serve.http.shared import Shared
 
@@ -34,11 +35,10 @@ _BODILESS = frozenset({204, 304})
 class Connection(RequestReader):
     """A protocol of asyncio. Its states and the reading of requests are in `serve.http.reading`."""
 
-    __slots__ = ("_is_write_paused", "_transport", "_unread_bytes", "_unread_deadline", "_waiters", "num_requests")
+    __slots__ = ("_is_write_paused", "_transport", "_unread_bytes", "_unread_deadline", "_waiters")
 
     def __init__(self, shared: Shared) -> None:
         super().__init__(shared)
-        self.num_requests = 0
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._is_write_paused = False
         self._waiters: list[asyncio.Future[None]] = []
@@ -167,15 +167,15 @@ class Connection(RequestReader):
         self._unread_bytes = 0
         if now <= self.deadline or self.state == BUSY:
             return
-        match self.state:
-            case s if s == HEAD and self.is_idle:
+        if self.state in (HEAD, BODY, CHUNKED):
+            if self.state == HEAD and self.is_idle:
                 self._close()
-            case s if s in (HEAD, BODY, CHUNKED):
-                what = "headers" if self.state == HEAD else "body"
-                route = None if self.exchange is None else self.exchange.route
-                self.refuse(RequestTimeoutError(f"the request's {what} came too slowly"), route)
-            case s if s == LINGER:
-                self._transport.abort()
+                return
+            what = "headers" if self.state == HEAD else "body"
+            route = None if self.exchange is None else self.exchange.route
+            self.refuse(RequestTimeoutError(f"the request's {what} came too slowly"), route)
+        elif self.state == LINGER:
+            self._transport.abort()
 
     def close_if_idle(self) -> None:
         """Close unless a request is coming or being answered."""
@@ -211,9 +211,9 @@ class Connection(RequestReader):
         """Read again."""
         self._transport.resume_reading()
 
-    def linger_out(self) -> None:
-        """A refused client has sent enough."""
-        self._transport.abort()
+    def new_exchange(self, head: RequestHead, path: str, query: str) -> Exchange:
+        """A request of this connection."""
+        return Exchange(self, head, path, query)
 
     def _write_whole(self, response: Response, *, is_last: bool, is_head: bool) -> None:
         parts, size = as_parts(response.body)
@@ -249,8 +249,7 @@ class Connection(RequestReader):
         self._wake()
 
     def _linger(self) -> None:
-        self.drop_rest()
-        self.state = LINGER
+        self.ignore_rest()
         self.deadline = time.monotonic() + _LINGER_S
         if self._transport.can_write_eof():
             self._transport.write_eof()
@@ -280,7 +279,3 @@ class Connection(RequestReader):
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
-
-    def get_extra_info(self, name: str) -> Any:
-        """What the transport knows, such as `peercert`."""
-        return self._transport.get_extra_info(name)

@@ -12,6 +12,7 @@ from serve.http.router import Route
 
 if TYPE_CHECKING:
     from serve.http.connection import Connection
+    from serve.http.parsing import RequestHead
 
 __all__ = ["Exchange", "ExchangeStream"]
 
@@ -42,27 +43,20 @@ class Exchange:
         "route",
     )
 
-    def __init__(
-        self,
-        connection: Connection,
-        method: str,
-        path: str,
-        query: str,
-        headers: dict[bytes, bytes],
-    ) -> None:
-        self.method = method
+    def __init__(self, connection: Connection, head: RequestHead, path: str, query: str) -> None:
+        self.method = head.method
         self.path = path
         self.query = query
-        self.headers = headers
+        self.headers = head.headers
         self.body: bytes | bytearray | memoryview = b""
         self.params: dict[str, str] = {}
         self.peer = connection.peer
         self.received_ns = 0
         self.route: Route | None = None
         self.refusal: Response | None = None
-        self.is_head = method == "HEAD"
-        self.is_http_1_0 = False
-        self.is_keep_alive = True
+        self.is_head = head.method == "HEAD"
+        self.is_http_1_0 = head.is_http_1_0
+        self.is_keep_alive = head.is_keep_alive
         self._connection: Connection | None = connection
         self._is_gone = False
         self._on_close: Callable[[], None] | None = None
@@ -133,7 +127,7 @@ class Exchange:
         except asyncio.CancelledError:
             if not self._is_gone:
                 raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  a handler's bug is answered with 500 and logged
             self.fail(error)
         finally:
             self._task = None

@@ -67,7 +67,7 @@ def answer_failure(error: BaseException, route: Route | None) -> Response:
     make = _plain_body if route is None or route.error_body is None else route.error_body
     try:
         response = make(status, reason, message)
-    except Exception:
+    except Exception:  # noqa: BLE001  a protocol's bug must not leave the client without an answer
         _LOG.exception("the error answer of %s failed", "" if route is None else route.pattern)
         response = _plain_body(status, reason, message)
     extra: tuple[tuple[bytes, bytes], ...] = ()

@@ -154,7 +154,7 @@ def choose_batch(waiting: Sequence[Waiting], limits: BatchLimits, layout: Layout
         layout: Of the graph.
 
     Returns:
-        Requests in the order they came, the oldest first.
+        The oldest request, then those that are run with it.
     """
     oldest = waiting[0]
     oldest.is_taken = True

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgesmith.artifact import Artifact, Signature
 from edgesmith.errors import EdgesmithError
-from edgesmith.tasks import TASKS, Task, load_task
+from edgesmith.tasks import Task
 from serve.config import ModelSpec
 from serve.errors import DeadlineError, NotReadyError, OverloadedError, describe_failure
 from serve.models.batching import Layout, read_layout
@@ -38,16 +38,17 @@ class GraphModel:
     Requests that wait are run together, the oldest first, up to `max_batch_size` rows and never waiting for more
     unless `max_queue_delay_us` says so. Of a model whose activations are quantized at run time with one scale for the
     whole batch (`dynamic-int8`), the other rows of a batch, and padding, move a row's outputs by about as much as
-    quantization itself did; `warm.batch_effect` says how far. Such a model is given the smallest batches that come
-    within 2 % of the best throughput; `max_batch_size=1` leaves every row alone, so that
-    an answer depends on its request only.
+    quantization itself did; `warm.batch_effect` says how far. Every model is given the smallest batches that come
+    within 2 % of the best throughput; `max_batch_size=1` leaves every row alone, so that an answer depends on its
+    request only.
 
     Args:
         spec: How it is served; `spec.threads` has been obeyed by whoever opened the engine.
         artifact: What the engine runs.
         engine: Closed by `close`.
         loop: Where jobs are submitted and told their outcome.
-        task: By default the artifact's own, if it has one.
+        task: Makes the inputs and reads the outputs; of a text task, rows of several lengths may be padded together.
+            None for a graph that takes arrays only.
 
     Attributes:
         name: Of the model.
@@ -55,13 +56,13 @@ class GraphModel:
         signature: What the engine takes and gives.
         layout: Where in it the rows and tokens are.
         has_batch_axis: Whether the first axis of every input and output is that of rows.
-        task: None for a graph that takes arrays only.
+        task: As given.
         stats: What it has done so far.
         warm: What the first runs told.
         max_batch_size: Rows that are run together at most.
 
     Raises:
-        EdgesmithError: The task's files are damaged, or the engine broke.
+        ArtifactError: The golden vectors are damaged.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class GraphModel:
         self.artifact = artifact
         self.signature = engine.signature
         self.engine_name = engine.name
-        self.task = task or _task_of(artifact)
+        self.task = task
         self.stats = ModelStats()
         self._engine = engine
         self._loop = loop
@@ -254,11 +255,6 @@ class GraphModel:
     def _end(self) -> None:
         if not self._ended.done():
             self._ended.set_result(None)
-
-
-def _task_of(artifact: Artifact) -> Task | None:
-    name = artifact.manifest.task
-    return load_task(artifact.folder, name) if name in TASKS else None
 
 
 def _warm(

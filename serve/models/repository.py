@@ -143,7 +143,11 @@ class Repository:
 
     async def _load_all(self, specs: Iterable[ModelSpec]) -> None:
         """Load each of them, whatever becomes of the others or of who asked; raises what the first failure was."""
-        loads = [self._run(self._load(spec)) for spec in specs]
+        loads = []
+        for spec in specs:
+            entry = self._entries.setdefault(spec.name, {}).setdefault(spec.version, Entry(spec))
+            entry.is_out = False
+            loads.append(self._run(self._load(spec, entry, entry.num_unloads)))
         ends = await asyncio.shield(asyncio.gather(*loads, return_exceptions=True))
         for end in ends:
             if end is not None:
@@ -166,6 +170,8 @@ class Repository:
             NotReadyError: It was unloaded meanwhile, or the server stops.
             EdgesmithError: Why it cannot be loaded.
         """
+        if self._is_closed:
+            raise NotReadyError("the server is being stopped")
         specs = wanted_specs(self._entries.get(name, {}), self._config.repository, name, version, path)
         if not specs:
             raise no_such_model(name, version, self._entries)
@@ -178,11 +184,7 @@ class Repository:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _load(self, spec: ModelSpec) -> None:
-        if self._is_closed:
-            raise NotReadyError("the server is being stopped")
-        entry = self._entries.setdefault(spec.name, {}).setdefault(spec.version, Entry(spec))
-        entry.is_out, num_unloads = False, entry.num_unloads
+    async def _load(self, spec: ModelSpec, entry: Entry, num_unloads: int) -> None:
         async with self._locks[spec.name]:
             if entry.closing is not None:
                 await asyncio.wait([entry.closing])

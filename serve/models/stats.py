@@ -81,7 +81,7 @@ class ModelStats:
         batches: Rows of a run → its runs, and the time of joining inputs, running and cutting outputs.
         jobs_ns: Times of joining, running and cutting, each counted once for every request in the run.
         num_jobs_run: Requests that those are counted for.
-        elements_given: Elements that clients sent, of runs of several lengths together: tokens, for a text model.
+        elements_given: Elements that clients sent: tokens. Counted of texts whose lengths may be mixed.
         elements_run: Elements that were run for them, padding included.
         first_token_ns: From a request's arrival to its first token. Like the rest, written by the scheduler of a
             language model.
@@ -184,7 +184,7 @@ class ModelStats:
 
     @property
     def padding_share(self) -> float:
-        """Share of the elements run that were padding for batches of several lengths, from 0 to below 1."""
+        """Share of the elements run that were padding for batches of several lengths; what clients padded is not."""
         return 1.0 - self.elements_given / self.elements_run if self.elements_run else 0.0
 
     def snapshot(self) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,10 +25,12 @@ __all__ = ["WarmUp", "warm_up"]
 Arrays = Mapping[str, NDArray[Any]]
 
 _SIZES = (1, 2, 4, 8, 16, 32)
-_BUDGET_S = 0.3
+_BUDGET_S = 0.25
 _SHORT, _LONG = 16, 512  # tokens of the rows that are timed, and the most of the longest row that is run once
 _FREE_AXES = (16, 64, 224)  # lengths that are tried for free axes of which nothing is known
 _QUICK_S = 0.02  # a run that takes longer is not repeated as often
+_SMALL = 8  # rows up to which time grows in a straight line
+_MOST_SHARE = 64.0  # of a row: the most that a run is said to cost beside its rows
 _SAME = 2e-3  # share of the largest output: below it, two answers differ by rounding only
 _NEAR_BEST = 0.98  # of the most rows a second: what a smaller batch must reach to be preferred
 
@@ -100,7 +101,7 @@ def warm_up(
     """Run a model for the first time.
 
     Small and large inputs are run so that later requests find memory allocated. Unless `max_batch_size` is given,
-    batches of 1, 2, 4 … 32 rows are timed, for about 0.3 s in all, and the one with the most rows a second is taken;
+    batches of 1, 2, 4 … 32 rows are timed, for about a quarter of a second in all, and the one with the most rows a second is taken;
     a smaller one if it comes within 2 %, because it answers sooner, and depends less on other rows where the model's
     arithmetic lets them matter (see `WarmUp.batch_effect`). It holds as a number of elements: where 16 texts of 16
     tokens are best, texts of 128 tokens are run two at a time.
@@ -223,7 +224,7 @@ def _best_size(rows_per_s: Mapping[int, float]) -> int:
     """The smallest batch within a little of the fastest, but never one slower than a single row.
 
     >>> _best_size({1: 536, 2: 664, 4: 790, 8: 872, 16: 903, 32: 888})
-    8
+    16
     >>> _best_size({1: 100, 2: 90, 4: 80})
     1
     """
@@ -232,16 +233,17 @@ def _best_size(rows_per_s: Mapping[int, float]) -> int:
 
 
 def _run_cost(seconds: Mapping[int, float], row_elements: int) -> int:
-    """What a run costs beside its rows, in elements: the straight line through small runs, at no rows.
+    """What a run costs beside its rows, in elements: the straight line through two small runs, at no rows.
 
     >>> _run_cost({1: 1.87e-3, 8: 9.17e-3}, 16)
     12
     """
-    slopes = [(more - fewer) / (two - one) for (one, fewer), (two, more) in pairwise(sorted(seconds.items()))]
-    if not slopes or min(slopes) <= 0:
+    size = max(size for size in seconds if size <= _SMALL)
+    if size == 1:
         return 0
-    row = float(np.median(slopes))
-    return max(0, int((seconds[1] - row) / row * row_elements))
+    row = (seconds[size] - seconds[1]) / (size - 1)
+    share = seconds[1] / row - 1 if row > 0 else _MOST_SHARE
+    return int(min(max(0.0, share), _MOST_SHARE) * row_elements)
 
 
 def _effects(run: Run, rows: _Rows, most: int) -> tuple[float, float]:

@@ -6,14 +6,10 @@ function showScores(scores) {
     [label, percent(score), bar(score, i ? "" : "first")]), { label: "Labels and scores" });
 }
 
-/** Pairs of label and score, the best first, of whichever form a prediction has; null where it has none. */
-function scoresOf(prediction) {
-  const scores = prediction?.scores ?? prediction?.labels;
-  let pairs = null;
-  if (Array.isArray(scores)) pairs = scores.filter((one) => one && "label" in one).map((one) => [String(one.label), one.score]);
-  else if (scores && typeof scores === "object") pairs = Object.entries(scores);
-  if (!pairs?.length && prediction?.label !== undefined) pairs = [[String(prediction.label), prediction.score]];
-  return pairs?.length ? pairs.sort((a, b) => b[1] - a[1]) : null;
+/** Pairs of label and score, the best first; null where a prediction has none. */
+function scoresOf({ scores, label, score }) {
+  const pairs = scores ? Object.entries(scores) : label !== undefined ? [[String(label), score]] : [];
+  return pairs.length ? pairs.sort((a, b) => b[1] - a[1]) : null;
 }
 
 function cosine(a, b) {
@@ -25,8 +21,7 @@ function cosine(a, b) {
 const showJson = (value) => h("pre", { tabindex: "0" }, clip(JSON.stringify(value, null, 1)));
 
 function showPrediction(said) {
-  const predictions = said.predictions ?? [said];
-  return predictions.map((one) => {
+  return said.predictions.map((one) => {
     const scores = scoresOf(one);
     return scores ? showScores(scores) : showJson(one);
   });

@@ -10,12 +10,12 @@ function h(tag, attributes = {}, ...children) {
     else if (value === true) element.setAttribute(name, "");
     else if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
   return element;
 }
 
 const byId = (id) => document.getElementById(id);
-const fill = (element, ...children) => element.replaceChildren(...children.flat().filter(Boolean));
+const fill = (element, ...children) => element.replaceChildren(...children.flat(Infinity).filter(Boolean));
 
 /** A table: `head` names columns, the first `numText` of them stand left; `rows` are lists of texts or elements. */
 function table(head, rows, { label, numText = 1, rowAttributes } = {}) {

@@ -87,7 +87,7 @@ function fillLive(live) {
   const chosen = live.models.find((model) => nameOf(model) === state.chosen);
   if (!chosen) { byId("model").hidden = true; return; }
   fillFigures(byId("figures"), chosen);
-  fillTraffic(byId("traffic"), live.traffic?.models?.[chosen.name]);
+  fillTraffic(byId("traffic"), live.models.filter((one) => one.name === chosen.name && one.traffic).map((one) => [one.version, one.traffic]));
   fillDrift(byId("drift"), chosen.drift);
 }
 

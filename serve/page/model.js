@@ -23,6 +23,7 @@ function fillFacts(box, model) {
     ["Threads", model.threads], ["Batch", isNumber(model.max_batch_size) ? `at most ${model.max_batch_size} rows` : null],
     ["Context", isNumber(model.context_length) ? `${figure(model.context_length)} tokens${model.num_slots ? `, ${model.num_slots} texts at a time` : ""}` : null],
     ["Labels", labels.length ? clip(labels.join(", ")).slice(0, 600) : null],
+    ["Loaded", model.loading_ms ? `in ${duration(Object.values(model.loading_ms).reduce((a, b) => a + b, 0))}; ${model.golden}` : null],
     ["Digest", model.digest ? h("span", { class: "mono" }, model.digest) : null],
     ["Made by", model.step ? [h("b", {}, model.step), settings.length ? h("span", { class: "mono" }, ` ${settings.map(([k, v]) => `${k}=${v}`).join(" ")}`) : ""].reduce((span, part) => { span.append(part); return span; }, h("span")) : null],
   ]),
@@ -33,13 +34,18 @@ function fillFacts(box, model) {
   Object.keys(tools).length ? h("details", {}, h("summary", {}, "Tools that made it"), h("p", {}, Object.entries(tools).map(([k, v]) => `${k} ${v}`).join(", "))) : null);
 }
 
+/** Verdicts of the release that the model is served out of, if it is. */
 function fillVerdicts(box, verdicts) {
-  if (!verdicts?.length) return fill(box);
-  return fill(box, h("h3", {}, "What its release's gates said"), h("div", { class: "wide stacked" }, table(["Gate", "Verdict", "Why"],
-    verdicts.map(({ gate, verdict, reason }) => {
-      const [kind, mark] = OUTCOMES[verdict] ?? ["open", "?"];
-      return [h("b", {}, gate), pill(`${mark} ${verdict}`, kind), reason];
-    }), { numText: 3, label: "Verdicts" })));
+  box.hidden = !verdicts;
+  if (!verdicts) return fill(box);
+  const outcome = (verdict) => {
+    const [kind, mark] = OUTCOMES[verdict] ?? ["open", "?"];
+    return pill(`${mark} ${verdict}`, kind);
+  };
+  const gates = verdicts.gates ?? [];
+  return fill(box, h("h3", {}, `Release ${verdicts.release || ""} `, verdicts.verdict ? outcome(verdicts.verdict) : ""),
+    gates.map(({ gate, verdict, reason }) => h("div", { class: "gate" }, h("b", {}, gate), " ", outcome(verdict), h("p", {}, reason))),
+    gates.length ? null : h("p", {}, "No gates were set."));
 }
 
 const BOUNDS_MS = [0.1, 0.15, 0.2, 0.3, 0.5, 0.7];
@@ -55,15 +61,15 @@ function fillFigures(box, live) {
     return [bound === null ? `≥ ${low}` : low === bound ? `${bound}` : `${low}–${bound}`, count];
   });
   const isText = isNumber(live.first_token_p50_ms) || live.tokens > 0;
-  fill(box, barTable("Answered, by time", ["Time", "Requests", ""], times),
+  fill(box, barTable("Answered in the last minute", ["Time", "Requests", ""], times),
     isText ? h("div", { class: "panel" }, h("h3", {}, "Tokens"), factTable([
       ["Written", `${figure(live.tokens)} · ${figure(live.tokens_per_s)} /s`],
       ["First token", `${duration(live.first_token_p50_ms)} at the median`],
       ["Next token", `${duration(live.between_tokens_p50_ms)} at the median`],
       ["Prompts", `${figure(live.prompt_tokens)}, of which ${figure(live.reused_tokens)} were still known`]]))
-      : barTable("Rows in a batch, since the start", ["Rows", "Runs", ""], rows),
-    failures.length ? barTable("Failures, since the start", ["Reason", "Requests", ""], failures, { kind: "fail" })
-      : h("div", { class: "panel" }, h("h3", {}, "Failures, since the start"), h("p", {}, "None.")),
+      : barTable("Rows in a batch", ["Rows", "Runs", ""], rows),
+    failures.length ? barTable("Failures", ["Reason", "Requests", ""], failures, { kind: "fail" })
+      : h("div", { class: "panel" }, h("h3", {}, "Failures"), h("p", {}, "None.")),
     h("div", { class: "panel" }, h("h3", {}, "Where time goes"), factTable([
       ["Waiting now", figure(live.queued ?? 0)], ["Running now", figure(live.running ?? 0)],
       ["In the queue", `${duration(live.queue_p50_ms)} at the median`],
@@ -97,11 +103,11 @@ function fillCurl(box, model) {
   const examples = [];
   if (model.is_language_model && model.can_generate !== false) {
     const messages = [{ role: "user", content: "What is the capital of France?" }];
-    examples.push(["Chat, as it is written", curl("v1/chat/completions", JSON.stringify({ model: model.name, messages, max_tokens: 64, stream: true }), { more: "-N " })],
-      ["Completion", curl("v1/completions", JSON.stringify({ model: model.name, prompt: "The capital of France is", max_tokens: 16 }))]);
+    examples.push(["Chat, as it is written", curl("v1/chat/completions", JSON.stringify({ model: openaiName(model), messages, max_tokens: 64, stream: true }), { more: "-N " })],
+      ["Completion", curl("v1/completions", JSON.stringify({ model: openaiName(model), prompt: "The capital of France is", max_tokens: 16 }))]);
   }
   const vectors = model.can_embed || (model.has_task && model.task === "feature-extraction");
-  if (vectors) examples.push(["Embeddings", curl("v1/embeddings", JSON.stringify({ model: model.name, input: ["one text", "another text"] }))]);
+  if (vectors) examples.push(["Embeddings", curl("v1/embeddings", JSON.stringify({ model: openaiName(model), input: ["one text", "another text"] }))]);
   if (model.has_task && model.task === "text-classification")
     examples.push(["A text", curl(predictPath(model), "A text to classify", { type: "text/plain" })]);
   if (model.has_task && model.task === "image-classification")

@@ -31,9 +31,10 @@ function tryForm(verb, fields, run) {
   return h("form", { submit }, fields, h("div", { class: "row" }, button, stop), output);
 }
 
-const versionQuery = (model) => (model.isOnly ? "" : `?version=${encodeURIComponent(model.version)}`);
-const predictPath = (model) => `predict/${encodeURIComponent(model.name)}${versionQuery(model)}`;
-const inferPath = (model) => `v2/models/${encodeURIComponent(model.name)}/versions/${encodeURIComponent(model.version)}/infer`;
+// Names of models are of letters, digits, '.', '_' and '-'. The version is named where there are several.
+const predictPath = (model) => `predict/${model.name}${model.isOnly ? "" : `/versions/${model.version}`}`;
+const inferPath = (model) => `v2/models/${model.name}/versions/${model.version}/infer`;
+const openaiName = (model) => (model.isOnly ? model.name : `${model.name}:${model.version}`);
 
 function tryTexts(model) {
   const text = h("textarea", { rows: 4, required: true, placeholder: "Type a text" });
@@ -42,7 +43,7 @@ function tryTexts(model) {
   return tryForm("Classify", [field("try-text", "Text", text), second], async (output, signal) => {
     const started = performance.now();
     const answer = pair.value
-      ? await sendJson(predictPath(model), { rows: [{ text: text.value, text_pair: pair.value }] }, { signal })
+      ? await sendJson(predictPath(model), { text: text.value, text_pair: pair.value }, { signal })
       : await send(predictPath(model), { method: "POST", body: text.value, type: "text/plain; charset=utf-8", signal });
     const said = await answer.json();
     fill(output, showPrediction(said), showHeaders(answer, started));
@@ -53,7 +54,7 @@ function tryVectors(model) {
   const one = h("textarea", { rows: 3, required: true }), two = h("textarea", { rows: 3, required: true });
   return tryForm("Compare", [field("try-one", "One text", one), field("try-two", "Another text", two)], async (output, signal) => {
     const started = performance.now();
-    const answer = await sendJson("v1/embeddings", { model: model.name, input: [one.value, two.value] }, { signal });
+    const answer = await sendJson("v1/embeddings", { model: openaiName(model), input: [one.value, two.value] }, { signal });
     const said = await answer.json();
     fill(output, showCosine(said.data.map((row) => row.embedding)), showHeaders(answer, started));
   });
@@ -153,7 +154,7 @@ function tryChat(model) {
     const said = text.value;
     const first = system.value ? [{ role: "system", content: system.value }] : [];
     const messages = [...first, ...past, { role: "user", content: said }];
-    const answer = await showStream("v1/chat/completions", { model: model.name, messages, ...read() }, output, signal, (choice) => choice.delta?.content);
+    const answer = await showStream("v1/chat/completions", { model: openaiName(model), messages, ...read() }, output, signal, (choice) => choice.delta?.content);
     past.push({ role: "user", content: said }, { role: "assistant", content: answer });
     forget.hidden = false;
     fill(log, past.slice(0, -2).map(({ role, content }) => h("p", {}, h("b", {}, role === "user" ? "You: " : "Model: "), content)));
@@ -165,7 +166,7 @@ function tryCompletion(model) {
   const text = h("textarea", { rows: 4, required: true, placeholder: "The beginning of a text" });
   const [fields, read] = samplingFields();
   return tryForm("Continue", [field("try-prompt", "Prompt", text), fields], (output, signal) =>
-    showStream("v1/completions", { model: model.name, prompt: text.value, ...read() }, output, signal, (choice) => choice.text));
+    showStream("v1/completions", { model: openaiName(model), prompt: text.value, ...read() }, output, signal, (choice) => choice.text));
 }
 
 /** The ways to try a model, the best first: [name, function that makes the form]. */

@@ -43,7 +43,9 @@ async def generate_rows(
     """
     try:
         max_tokens, sampling = _read_options(options, call.service.limits.max_tokens)
-        prompts = await workers().run(lambda: [_prompt(model, row, number) for number, row in enumerate(rows, 1)])
+        prompts = await workers("prompts").run(
+            lambda: [_prompt(model, row, number) for number, row in enumerate(rows, 1)]
+        )
     except EdgesmithError as error:
         call.service.failed(call.name, call.protocol, error, received_ns=call.request.received_ns)
         raise
@@ -101,7 +103,7 @@ async def _generate(call: Call, model: TextModel, prompt: str, max_tokens: int, 
     def take(chunk: TextChunk) -> None:
         texts.append(chunk.text)
 
-    def done(job: GenerationJob) -> None:
+    def done(_: GenerationJob) -> None:
         if not finished.done():
             finished.set_result(None)
 
@@ -118,6 +120,7 @@ async def _generate(call: Call, model: TextModel, prompt: str, max_tokens: int, 
         job.is_cancelled = True
         if not finished.done():
             finished.set_exception(ClientGoneError("the client has gone"))
+            finished.exception()  # looked at, so that nothing is logged where nobody waits for it
 
     if call.request.is_closed:
         raise ClientGoneError("the client has gone")

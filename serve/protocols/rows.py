@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgesmith.errors import UnsupportedError
 from edgesmith.tasks import Example, ImageClassification, ServedTask
-from serve.errors import NotReadyError, RequestError
+from serve.errors import ModelNotFoundError, NotReadyError, RequestError
 from serve.http.message import Request
 from serve.models.graph_model import GraphModel
 from serve.models.job import Job
@@ -61,10 +61,13 @@ def choose_model(call: Call) -> GraphModel | TextModel:
     Raises:
         RequestError: There is none, or it is not ready.
     """
-    version, traffic = call.version, call.service.traffic
-    if version is None and traffic is not None:
-        version = traffic.choose(call.name, sticky_key(call.request))
-    return call.service.model(call.name, version)
+    service = call.service
+    if call.version is not None or (chosen := service.traffic.choose(call.name, sticky_key(call.request))) is None:
+        return service.model(call.name, call.version)
+    try:
+        return service.model(call.name, chosen)
+    except (ModelNotFoundError, NotReadyError):
+        return service.model(call.name, service.traffic.control(call.name))
 
 
 def task_of(model: GraphModel) -> ServedTask:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from serve.errors import OverloadedError
 
@@ -22,12 +22,13 @@ class Workers:
     """A few threads with a bounded queue.
 
     Args:
+        name: Of the threads.
         num_threads: Calls at a time.
         max_waiting: Calls that may wait or run; more are refused at once.
     """
 
-    def __init__(self, num_threads: int = _NUM_THREADS, max_waiting: int = _MAX_WAITING) -> None:
-        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="prepare")
+    def __init__(self, name: str, num_threads: int = _NUM_THREADS, max_waiting: int = _MAX_WAITING) -> None:
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix=name)
         self._max_waiting = max_waiting
         self._num_waiting = 0
 
@@ -47,6 +48,10 @@ class Workers:
 
 
 @cache
-def workers() -> Workers:
-    """Those of this process, shared by all protocols so that the bound holds for all of them together."""
-    return Workers()
+def workers(purpose: Literal["rows", "prompts"] = "rows") -> Workers:
+    """Those of this process, shared by all protocols so that the bound holds for all of them together.
+
+    Args:
+        purpose: Rows of a graph, or prompts, whose tokens some engines count only after the answer they are writing.
+    """
+    return Workers(purpose)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 __all__ = ["Sums", "difference_interval", "log_winnings", "mean_interval"]
 
-_PRIOR = (0.5, 5.0)
+_PRIOR = (0.5, 10.0)
 """Of the Beta mixture. Harm is rare; what the choice costs and gains is in tools/simulate_canary.py."""
 _HALVINGS = 60
 

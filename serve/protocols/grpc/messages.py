@@ -96,10 +96,9 @@ ModelInferResponse
   parameters 4 InferParameter{}
   outputs 5 InferOutputTensor*
   raw_output_contents 6 bytes*
-Latest
-  num_versions 1 uint32
+All
 ModelVersionPolicy
-  latest 1 Latest
+  all 2 All
 ModelInput
   name 1 string
   data_type 2 int32

@@ -115,7 +115,7 @@ def model_config(service: Service, name: str, version: str | None) -> dict[str, 
         "name": name,
         "platform": _platform(model, described, is_text=is_text),
         "backend": described.backend,
-        "version_policy": {"latest": {"num_versions": 1}},
+        "version_policy": {"all": {}},
         "max_batch_size": described.max_batch_size,
         "input": [
             _config_tensor(tensor, is_batched=is_batched) | {"format": "FORMAT_NONE", "optional": tensor in optional}

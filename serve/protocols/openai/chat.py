@@ -57,7 +57,7 @@ async def chat(service: Service, request: Request, asked: Asked) -> Run:
         length_names=("max_completion_tokens", "max_tokens"),
     )
     model = writing_model(call)
-    prompt, num_prompt = await workers().run(lambda: _render(model, messages))
+    prompt, num_prompt = await workers("prompts").run(lambda: _render(model, messages))
     most = settle_length(model, num_prompt, wanted.max_tokens, most=service.limits.max_tokens, param="messages")
     form = ChatForm(has_logprobs=num_logprobs is not None)
     return lambda: answer(call, model, [prompt], [most], wanted, form)

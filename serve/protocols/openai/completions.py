@@ -45,7 +45,7 @@ async def complete(service: Service, request: Request, asked: Asked) -> Run:
             param="prompt",
         )
     model = writing_model(call)
-    counts = await workers().run(lambda: [model.count_tokens(prompt) for prompt in prompts])
+    counts = await workers("prompts").run(lambda: [model.count_tokens(prompt) for prompt in prompts])
     most = wanted.max_tokens
     lengths = [
         settle_length(model, count, most, most=min(DEFAULT_MAX_TOKENS, service.limits.max_tokens), param="prompt")

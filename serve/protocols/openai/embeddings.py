@@ -107,7 +107,7 @@ async def _text_model_vectors(
     """Of a language model, whose vectors are no job that would be counted."""
     try:
         rows = await model.embed(texts)
-        counts = await workers().run(lambda: [model.count_tokens(text) for text in texts])
+        counts = await workers("prompts").run(lambda: [model.count_tokens(text) for text in texts])
     except EdgesmithError as error:
         call.service.failed(call.name, PROTOCOL, error, received_ns=call.request.received_ns)
         raise

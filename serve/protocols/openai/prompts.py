@@ -7,14 +7,19 @@ from serve.protocols.openai.errors import ParameterError
 
 __all__ = ["settle_length"]
 
+_LEAST_TOKENS = 256
+
 
 def settle_length(model: TextModel, num_prompt: int, asked: int | None, *, most: int, param: str) -> int:
     """How many tokens an answer may have.
 
+    Room is kept for the whole answer while it is written, so that one of unsaid length is given its slot's share of the
+    model's room and not all that is left of the context: it would hold up everybody else.
+
     Args:
         model: Whose context holds prompt and answer.
         num_prompt: Tokens of the prompt.
-        asked: By the client; None for as many as there is room for.
+        asked: By the client; None for as many as a slot has.
         most: Tokens of one answer on this server.
         param: The field that holds the prompt, for the error.
 
@@ -31,4 +36,7 @@ def settle_length(model: TextModel, num_prompt: int, asked: int | None, *, most:
             code="context_length_exceeded",
             mend="Shorten the prompt, or ask for fewer tokens.",
         )
-    return asked if asked is not None else min(room, most)
+    if asked is not None:
+        return asked
+    share = model.total_tokens // model.num_slots - num_prompt
+    return min(room, most, max(share, _LEAST_TOKENS))

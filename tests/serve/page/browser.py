@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import itertools
 import json
 import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,23 +139,33 @@ class Browser:
                 self.problems.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
 
 
+def _high(end: int) -> int:
+    """The same end under a number that is none of those the browser uses."""
+    return fcntl.fcntl(end, fcntl.F_DUPFD, 10)
+
+
 @contextlib.contextmanager
 def browse(folder: Path) -> Iterator[Browser]:
     """Start a browser whose profile is in `folder`, and end it."""
     its_input, to_it = os.pipe()
     from_it, its_output = os.pipe()
-    # It reads descriptor 3 and writes 4; a shell puts them there.
-    command = ["sh", "-c", f'exec "$0" "$@" 3<&{its_input} 4>&{its_output}', str(CHROMIUM), *_FLAGS]
+    # It reads descriptor 3 and writes 4.
+    place = (
+        "import os, sys; ends = [int(end) for end in sys.argv[1:3]];"
+        "os.dup2(ends[0], 3); os.dup2(ends[1], 4); os.execv(sys.argv[3], sys.argv[3:])"
+    )
+    ends = (_high(its_input), _high(its_output))
+    command = [sys.executable, "-c", place, *map(str, ends), str(CHROMIUM), *_FLAGS]
     log = (folder / "chromium.log").open("wb")
     process = subprocess.Popen(
         [*command, f"--user-data-dir={folder / 'profile'}"],
-        pass_fds=(its_input, its_output),
+        pass_fds=ends,
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    os.close(its_input)
-    os.close(its_output)
+    for end in (its_input, its_output, *ends):
+        os.close(end)
     try:
         yield Browser(process, to_it, from_it)
     finally:
