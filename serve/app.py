@@ -14,12 +14,10 @@ from edgesmith.errors import UsageError
 from edgesmith.files import atomic_write
 from serve.access import Access
 from serve.config import ServerConfig
-from serve.drift.monitor import DriftMonitor, drift_families
-from serve.drift.reference import read_reference
+from serve.drift.monitor import drift_families
 from serve.http.router import Route, Router
 from serve.http.server import HttpServer
 from serve.metrics import Metrics
-from serve.models.graph_model import GraphModel
 from serve.models.repository import Repository
 from serve.notify import notify
 from serve.service import Service
@@ -88,21 +86,9 @@ class App:
         await repository.start()
         self.traffic.check(repository.versions)
         self.traffic.start()
-        self._watch_drift()
+        self.service.start_watching()
         gc.collect()
         gc.freeze()  # what is there now stays: collections need not look at it again
-
-    def _watch_drift(self) -> None:
-        """Begin to compare requests with the references of the artifacts that have one."""
-        repository = self.service.repository
-        for name in repository.names():
-            for version in repository.versions(name):
-                model = repository.get(name, version)
-                reference = read_reference(model.artifact)
-                if reference is not None and isinstance(model, GraphModel):
-                    monitor = DriftMonitor(reference, model.task)
-                    monitor.start()
-                    self.service.drift[name, version] = monitor
 
     def _collect_drift(self) -> Any:
         return drift_families([(*key, monitor) for key, monitor in self.service.drift.items()])
@@ -119,8 +105,7 @@ class App:
 
     async def stop_models(self) -> None:
         """Close models, recording and watchers."""
-        for monitor in self.service.drift.values():
-            monitor.close()
+        self.service.stop_watching()
         self.traffic.close()
         await self.service.repository.close(self.config.drain_s)
 

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from edgesmith.errors import UnsupportedError, UsageError
 from serve.config import Limits, ServerConfig
 from serve.drift.monitor import DriftMonitor
-from serve.errors import ModelNotFoundError, NotReadyError, RequestError, describe_failure
+from serve.drift.reference import read_reference
+from serve.errors import ModelNotFoundError, NotReadyError, describe_failure
 from serve.metrics import Metrics
 from serve.models.graph_model import GraphModel
 from serve.models.job import GenerationJob, Job
 from serve.models.repository import Repository
 from serve.models.text_model import TextModel
-from serve.traffic import Traffic
-from serve.traffic.outcome import outcome_of
+from serve.traffic import Traffic, VersionWatcher
 from serve.verdicts import read_verdicts
 
 __all__ = ["Service"]
@@ -36,7 +36,6 @@ class Service:
         traffic: Shares requests among versions and compares them.
 
     Attributes:
-        drift: Of each version whose artifact has a reference, what compares its requests with that.
         is_draining: The server was told to stop.
     """
 
@@ -51,7 +50,8 @@ class Service:
         self.repository = repository
         self.metrics = metrics
         self.traffic = traffic
-        self.drift: dict[tuple[str, str], DriftMonitor] = {}
+        traffic.attach(lambda name, version, job: _graph(repository.get(name, version)).submit(job))
+        self._watched: dict[tuple[str, str], _Watched] = {}
         self.is_draining = False
 
     @property
@@ -97,9 +97,8 @@ class Service:
         """
         try:
             model = _graph(self._pick(name, version, key))
-            self._follow(model, job, protocol, request_id)
+            self._follow(model, job, protocol, request_id, is_chosen=version is None)
             model.submit(job)
-            self._mirror(name, job, request_id)
         except Exception as error:
             self.failed(name, protocol, error, received_ns=job.received_ns)
             raise
@@ -119,7 +118,7 @@ class Service:
         try:
             model = _generator(self._pick(name, version, key))
             _check_tokens(job, self.limits)
-            self._follow(model, job, protocol, request_id)
+            self._follow(model, job, protocol, request_id, is_chosen=version is None)
             model.submit(job)
         except Exception as error:
             self.failed(name, protocol, error, received_ns=job.received_ns)
@@ -145,11 +144,21 @@ class Service:
         except (ModelNotFoundError, NotReadyError):
             return self.repository.get(name, self.traffic.control(name))
 
-    def _follow(self, model: GraphModel | TextModel, job: Job | GenerationJob, protocol: str, request_id: str) -> None:
+    def _follow(
+        self,
+        model: GraphModel | TextModel,
+        job: Job | GenerationJob,
+        protocol: str,
+        request_id: str,
+        *,
+        is_chosen: bool,
+    ) -> None:
         """Have the job's end counted and shown to those who watch, after the client has its answer."""
         answer: Callable[[Any], None] = job.done
-        drift = self.drift.get((model.name, model.version))
-        watched = self.traffic.watches(model.name)
+        name, version = model.name, model.version
+        watched = self._watched.get((name, version))
+        if watched is None or watched.model is not model:
+            watched = self._watch(model)
 
         def finish(ended: Any) -> None:
             answer(ended)
@@ -157,26 +166,58 @@ class Service:
                 reason = "cancelled"
             else:
                 reason = "ok" if ended.error is None else describe_failure(ended.error)[1]
-            waited_ns = time.monotonic_ns() - ended.received_ns
-            self.metrics.count_request(model.name, model.version, protocol, reason, waited_ns)
-            if drift is not None:
-                drift.observe(ended)
-            if watched:
-                task = getattr(model, "task", None)
-                labels = getattr(task, "labels", None)
-                self.traffic.observe(model.name, model.version, outcome_of(ended, request_id, labels))
+            self.metrics.count_request(name, version, protocol, reason, time.monotonic_ns() - ended.received_ns)
+            if watched.drift is not None:
+                watched.drift.observe(ended)
+            if watched.traffic is not None:
+                watched.traffic.observe(ended, request_id=request_id, is_chosen=is_chosen)
 
         job.done = finish
 
-    def _mirror(self, name: str, job: Job, request_id: str) -> None:
-        """Give the shadow version a copy, if there is one and it has room."""
-        shadow = self.traffic.shadow(name)
-        if shadow is None:
-            return
-        with suppress(RequestError):
-            model = self.repository.get(name, shadow)
-            if isinstance(model, GraphModel):
-                self.traffic.mirror(name, job, request_id, model.submit)
+    def _watch(self, model: GraphModel | TextModel) -> _Watched:
+        """Find out who is to be told of a model's jobs: once for each model that is loaded."""
+        key = (model.name, model.version)
+        before = self._watched.get(key)
+        if before is not None and before.drift is not None:
+            before.drift.close()
+        labels = getattr(getattr(model, "task", None), "labels", None)
+        found = _Watched(model, _drift_monitor(model), self.traffic.watcher(*key, labels))
+        self._watched[key] = found
+        return found
+
+    @property
+    def drift(self) -> dict[tuple[str, str], DriftMonitor]:
+        """Model and version → monitor, of every version whose artifact has a reference."""
+        return {key: watched.drift for key, watched in self._watched.items() if watched.drift is not None}
+
+    def start_watching(self) -> None:
+        """Begin to watch all models that are ready, so that the first request need not wait for that."""
+        for entry in self.repository.index():
+            if entry.state == "READY":
+                self._watch(self.repository.get(entry.name, entry.version))
+
+    def stop_watching(self) -> None:
+        """End the threads of those who watch."""
+        for monitor in self.drift.values():
+            monitor.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """A loaded model, and who is told of its jobs."""
+
+    model: GraphModel | TextModel
+    drift: DriftMonitor | None
+    traffic: VersionWatcher | None
+
+
+def _drift_monitor(model: GraphModel | TextModel) -> DriftMonitor | None:
+    reference = read_reference(model.artifact)
+    if reference is None or not isinstance(model, GraphModel):
+        return None
+    monitor = DriftMonitor(reference, model.task)
+    monitor.start()
+    return monitor
 
 
 def _graph(model: GraphModel | TextModel) -> GraphModel:

@@ -129,7 +129,12 @@ class _AsgiRequest:
             return
         parts, size = as_parts(response.body)
         body = parts[0] if len(parts) == 1 else b"".join(parts)
-        self._begin(response, ((b"content-length", b"%d" % size),) if response.status not in (204, 304) else ())
+        length = ((b"content-length", b"%d" % size),) if response.status not in (204, 304) else ()
+        try:
+            self._begin(response, length)
+        except ValueError as error:
+            self.respond(answer_failure(error, None))
+            return
         self._push({"type": "http.response.body", "body": bytes(body), "more_body": False}, 0)
         self._is_ended = True
 
@@ -283,13 +288,13 @@ class _AsgiRequest:
     def _begin(self, response: Response, extra: tuple[tuple[bytes, bytes], ...]) -> None:
         if self._is_begun:
             raise RuntimeError(f"{self.method} {self.path} was answered twice")
-        self._is_begun = True
         headers = [*response.headers, *extra, (b"server", b"edgesmith")]
         if response.content_type:
             headers.append((b"content-type", response.content_type))
         for name, value in headers:
             if any(character in value or character in name for character in (b"\r", b"\n", b"\0")):
                 raise ValueError("a header of the answer holds a line break or NUL")
+        self._is_begun = True
         self._push({"type": "http.response.start", "status": response.status, "headers": headers}, 0)
 
     def _push(self, message: Message, num_bytes: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from typing import TYPE_CHECKING, cast
 
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from serve.http.shared import Shared
 
 __all__ = ["Connection"]
-
-_LOG = logging.getLogger(__name__)
 
 _JOIN_BYTES = 32 << 10  # below, joining head and body costs less than a second buffer
 _MAX_UNREAD_BYTES = 16 << 20  # of a stream whose writer does not wait

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from serve.http.parsing import RequestHead
 
 __all__ = ["Exchange", "ExchangeStream"]
+
+_LOG = logging.getLogger(__name__)
 
 _JOIN_BYTES = 32 << 10  # below, copying a piece costs less than a further buffer
 
@@ -112,9 +115,9 @@ class Exchange:
         """
         if self._stream is not None or (self._connection is None and not self._is_gone):
             raise RuntimeError(f"{self.method} {self.path} was answered twice")
-        self._stream = ExchangeStream(self, self._connection)
         if self._connection is not None:
             self._connection.send_stream_head(self, Response(status, b"", content_type, headers))
+        self._stream = ExchangeStream(self, self._connection)
         return self._stream
 
     def run(self, awaitable: Awaitable[None]) -> None:
@@ -146,7 +149,10 @@ class Exchange:
         if self._task is not None:
             self._task.cancel()
         if callback is not None:
-            callback()
+            try:
+                callback()
+            except Exception:
+                _LOG.exception("what %s %s does when its client goes failed", self.method, self.path)
 
 
 class ExchangeStream:

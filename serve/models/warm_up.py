@@ -101,9 +101,9 @@ def warm_up(
     """Run a model for the first time.
 
     Small and large inputs are run so that later requests find memory allocated. Unless `max_batch_size` is given,
-    batches of 1, 2, 4 … 32 rows are timed, for about a quarter of a second in all, and the one with the most rows a second is taken;
-    a smaller one if it comes within 2 %, because it answers sooner, and depends less on other rows where the model's
-    arithmetic lets them matter (see `WarmUp.batch_effect`). It holds as a number of elements: where 16 texts of 16
+    batches of 1, 2, 4 … 32 rows are timed, for about a quarter of a second in all. The smallest batch is taken that
+    comes within 2 % of the most rows a second: it answers sooner, and its rows depend less on each other where the
+    model's arithmetic lets them (see `WarmUp.batch_effect`). It holds as a number of elements: where 16 texts of 16
     tokens are best, texts of 128 tokens are run two at a time.
 
     Args:
@@ -117,14 +117,17 @@ def warm_up(
             `time.perf_counter`.
     """
     began = time.perf_counter()
-    limits = BatchLimits(max_rows=max_batch_size or 1)
+    alone_only = BatchLimits(max_rows=1)
     rows, notes = _find_rows(run, signature, layout, artifact, task)
-    if rows is None or layout.rows != "shared":
+    if layout.rows != "shared":
+        return WarmUp(limits=alone_only, notes=tuple(notes), seconds=time.perf_counter() - began)
+    if rows is None:
+        limits = BatchLimits(max_rows=max_batch_size or 1)
         return WarmUp(limits=limits, notes=tuple(notes), seconds=time.perf_counter() - began)
     alone, together = run(rows.take(1, _SHORT)), run(rows.take(2, _SHORT))
     if any(len(values) != 1 for values in alone.values()) or any(len(values) != 2 for values in together.values()):
         notes.append("outputs do not have the inputs' rows: every request is run alone")
-        return WarmUp(limits=BatchLimits(max_rows=1), has_rows=False, notes=tuple(notes))
+        return WarmUp(limits=alone_only, has_rows=False, notes=tuple(notes))
     sizes = _SIZES if max_batch_size is None else tuple(sorted({1, max_batch_size}))
     seconds = _time_sizes(run, rows, sizes, clock)
     batch_effect, padding_effect = _effects(run, rows, 8 if seconds[1] < _QUICK_S else 2)

@@ -5,6 +5,7 @@ Source: OpenAI API reference, "Completions" and "Chat completions".
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -81,6 +82,22 @@ class ChatForm:
         return {"content": content, "refusal": None}
 
 
+class _TextEnd:
+    """Where the text of the tokens so far ends, in characters, one of which may take several tokens."""
+
+    __slots__ = ("_decoder", "_offset")
+
+    def __init__(self, offset: int) -> None:
+        self._offset = offset
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def move(self, data: bytes) -> int:
+        """Add a token; gives where it begins."""
+        begin = self._offset
+        self._offset += len(self._decoder.decode(data))
+        return begin
+
+
 @dataclass(slots=True)
 class CompletionForm:
     """Completions of a text.
@@ -97,7 +114,7 @@ class CompletionForm:
     kind: str = "text_completion"
     piece_kind: str = "text_completion"
     prefix: str = "cmpl-"
-    _offsets: dict[int, int] = field(default_factory=dict)
+    _ends: dict[int, _TextEnd] = field(default_factory=dict)
 
     def first(self, index: int) -> dict[str, Any] | None:
         """The prompt, where it is to be repeated."""
@@ -128,17 +145,12 @@ class CompletionForm:
         """Four lists of equal length; offsets count characters from the beginning of the text."""
         if not self.has_logprobs:
             return None
-        offset = self._offsets.get(index, len(self._echo(index)))
-        offsets = []
-        for one in logprobs:
-            offsets.append(offset)
-            offset += len(one.text)
-        self._offsets[index] = offset
+        end = self._ends.setdefault(index, _TextEnd(len(self._echo(index))))
         return {
-            "tokens": [one.text for one in logprobs],
+            "tokens": [_name(one) for one in logprobs],
             "token_logprobs": [one.logprob for one in logprobs],
-            "top_logprobs": [{other.text: other.logprob for other in one.likely} for one in logprobs],
-            "text_offset": offsets,
+            "top_logprobs": [{_name(other): other.logprob for other in one.likely} for one in logprobs],
+            "text_offset": [end.move(one.data) for one in logprobs],
         }
 
 
@@ -154,3 +166,11 @@ def usage_object(num_prompt: int, num_answer: int, num_reused: int) -> dict[str,
 
 def _likely(one: LikelyToken) -> dict[str, Any]:
     return {"token": one.text, "logprob": one.logprob, "bytes": list(one.data)}
+
+
+def _name(one: LikelyToken) -> str:
+    """A token's text; of a part of a character its bytes, as OpenAI names them, so that no two share a name."""
+    try:
+        return one.data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in one.data)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import helper, numpy_helper
 
-from edgesmith.artifact import Artifact, Signature
+from edgesmith.artifact import Artifact
 from edgesmith.tasks import Task
 from serve.config import ModelSpec
 from serve.models.graph_model import GraphModel
@@ -117,10 +117,14 @@ def doubling(folder: Path, shape: Sequence[int | str], answer: Sequence[int | st
     return graph(folder, [node], {"x": shape}, {"y": shape if answer is None else answer})
 
 
-def signature_of(artifact: Artifact) -> Signature:
-    engine = open_engine(artifact)
-    engine.close()
-    return engine.signature
+def row_sum(folder: Path, *, claims_rows: bool) -> Artifact:
+    """The sum of all rows, as one row; the axes may say, falsely, that there is one for each row of x."""
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=1),
+        helper.make_node("Compress", ["sum", "all"], ["y"], axis=0),  # whose shape nobody can know beforehand
+    ]
+    kept = numpy_helper.from_array(np.ones(1, bool), "all")
+    return graph(folder, nodes, {"x": ("batch", 3)}, {"y": ("batch" if claims_rows else "one", 1)}, [kept])
 
 
 def floats(*shape: int, seed: int = 0) -> NDArray[np.float32]:

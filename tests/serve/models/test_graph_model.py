@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import helper
 
 from edgesmith.artifact import Artifact, open_artifact
 from edgesmith.errors import UsageError
@@ -18,7 +17,7 @@ from serve.models.executor import AbandonedError
 from serve.models.graph_model import GraphModel, share_threads
 from serve.models.job import Job
 from serve.runtime import choose_threads, open_engine
-from tests.serve.models.models_run import ask, doubling, floats, graph, serving, submit
+from tests.serve.models.models_run import ask, doubling, floats, row_sum, serving, submit
 
 
 @pytest.fixture(scope="module")
@@ -228,9 +227,7 @@ def test_a_graph_of_one_row_is_run_row_by_row(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("claims_rows", [False, True])
 def test_a_graph_without_independent_rows_runs_each_request_whole(tmp_path: Path, claims_rows: bool) -> None:
-    """The answer is the sum over rows; the second model's axes say falsely that it has a row for each."""
-    node = helper.make_node("ReduceSum", ["x"], ["y"], keepdims=1)
-    artifact = graph(tmp_path, [node], {"x": ("batch", 3)}, {"y": ("batch", 1) if claims_rows else (1, 1)})
+    artifact = row_sum(tmp_path, claims_rows=claims_rows)
 
     async def run() -> None:
         async with serving(artifact) as (model, held):

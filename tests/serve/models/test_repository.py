@@ -88,7 +88,7 @@ def test_one_that_fails_at_the_start_stops_no_other(one: Path, tmp_path: Path) -
             bad, good = repository.index()
             assert (bad.state, good.state) == ("UNAVAILABLE", "READY")
             assert "no such file" in bad.reason
-            with pytest.raises(NotReadyError, match="UNAVAILABLE: .*no such file"):
+            with pytest.raises(NotReadyError, match=r"UNAVAILABLE: .*no such file"):
                 repository.get("bad")
 
     run(work())

@@ -13,7 +13,7 @@ from edgesmith.tasks import load_task
 from serve.models.batching import read_layout
 from serve.models.warm_up import WarmUp, warm_up
 from serve.runtime import open_engine
-from tests.serve.models.models_run import Arrays, doubling, floats, graph
+from tests.serve.models.models_run import Arrays, doubling, floats, graph, row_sum
 from tests.serve.models_built import save, write
 
 
@@ -65,8 +65,7 @@ def test_one_scale_for_the_whole_batch_is_found_out(tmp_path: Path) -> None:
 
 
 def test_rows_that_the_axes_promise_and_the_graph_does_not_have_are_found_out(tmp_path: Path) -> None:
-    node = helper.make_node("ReduceSum", ["x"], ["y"], keepdims=1)
-    found = warm(graph(tmp_path, [node], {"x": ("batch", 3)}, {"y": ("batch", 1)}))
+    found = warm(row_sum(tmp_path, claims_rows=True))
     assert not found.has_rows
     assert found.limits.max_rows == 1
 

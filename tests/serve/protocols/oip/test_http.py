@@ -77,7 +77,7 @@ def test_every_datatype_goes_through_a_model_unchanged(
             assert answer.tail[begin : begin + size] == bytes(bytes_of_array(array))
             begin += size
         else:
-            assert output["data"] == array.ravel().tolist()
+            assert np.array(output["data"], array.dtype).tolist() == array.ravel().tolist()
 
 
 def test_answer_names_model_version_and_request(serving: Serving) -> None:
@@ -413,4 +413,4 @@ def test_nothing_is_loaded_that_the_server_was_not_started_with(
     serving: Serving, name: str, body: bytes, status: int
 ) -> None:
     answer = serving.ask(f"/v2/repository/models/{name}/load", body, authorization=f"Bearer {TOKEN}")
-    assert answer.status in ({status} if status != 404 else {400, 404}), answer.body
+    assert answer.status == status, answer.body
