@@ -128,9 +128,16 @@ class Connection(RequestReader):
             self._transport.write(parts[0])
         else:
             self._transport.writelines(parts)
+
+    def write_piece(self, parts: list[Buffer], size: int) -> None:
+        """Write a piece of a stream, unless its client has left too many unread."""
         if self._is_write_paused and self._transport.get_write_buffer_size() > _MAX_UNREAD_BYTES:
-            self._shared.counters.count_error("answer_unread")
-            self._transport.abort()
+            if self.state != CLOSING:
+                self.state = CLOSING
+                self._shared.counters.count_error("answer_unread")
+                self._transport.abort()
+            return
+        self.write(parts, size)
 
     async def wait_for_room(self) -> None:
         """Wait until the client has read most of what was written, or has gone."""

@@ -151,7 +151,7 @@ class Exchange:
         if callback is not None:
             try:
                 callback()
-            except Exception:
+            except Exception:  # noqa: BLE001  the connection must be let go of whatever happens
                 _LOG.exception("what %s %s does when its client goes failed", self.method, self.path)
 
 
@@ -177,13 +177,13 @@ class ExchangeStream:
         if connection is None or not data or self._is_silent or self._exchange.is_closed:
             return
         if not self._is_chunked:
-            connection.write([data], len(data))
+            connection.write_piece([data], len(data))
         elif len(data) < _JOIN_BYTES:
             piece = b"%x\r\n%b\r\n" % (len(data), data)
-            connection.write([piece], len(piece))
+            connection.write_piece([piece], len(piece))
         else:
             size = b"%x\r\n" % len(data)
-            connection.write([size, data, b"\r\n"], len(size) + len(data) + 2)
+            connection.write_piece([size, data, b"\r\n"], len(size) + len(data) + 2)
 
     async def drain(self) -> None:
         """Wait while the client is slower than we are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +26,8 @@ from serve.models.warm_up import WarmUp, warm_up
 from serve.runtime import Engine, choose_threads
 
 __all__ = ["GraphModel", "share_threads"]
+
+_log = logging.getLogger(__name__)
 
 _MOST_RETRY_S = 60
 
@@ -245,7 +248,10 @@ class GraphModel:
 
     def _end_soon(self) -> None:
         """On the executor's thread, which ends."""
-        self._engine.close()
+        try:
+            self._engine.close()
+        except Exception:  # noqa: BLE001 - it is logged, and who closes must not wait for ever
+            _log.exception("%s %s: the engine could not be closed", self.name, self.version)
         try:
             self._loop.call_soon_threadsafe(self._end)
         except RuntimeError:

@@ -18,7 +18,9 @@ from serve.models.scheduler import Scheduler
 from serve.models.stats import ModelStats
 from serve.runtime import EngineOptions, choose_threads, open_generation_engine
 from serve.runtime.chat_prompt import read_chat
+from serve.runtime.child_engine import ChildGenerator
 from serve.runtime.generation import MAX_LOGPROBS, GenerationEngine, check_request
+from serve.runtime.prompt_counter import PromptCounter
 from serve.runtime.text_writer import EngineWriter, TextWriter
 
 __all__ = ["TextModel"]
@@ -75,11 +77,13 @@ class TextModel:
         self._engine = engine if engine is not None else _open(spec, artifact)
         try:
             self._chat = read_chat(artifact, self._engine)
+            # A child would give up the text that it writes to count the tokens of another one.
+            is_child = isinstance(self._engine, ChildGenerator)
+            self._counter = PromptCounter(artifact) if is_child else self._engine
             writer = _make_writer(self._engine, spec)
         except BaseException:
             self._engine.close()
             raise
-        self._is_thread_safe = writer.is_engine_free
         self.engine_name = self._engine.name
         self.context_length = writer.context_length
         self.num_slots = writer.num_slots
@@ -133,13 +137,8 @@ class TextModel:
         return self._chat.prompt(messages)
 
     def count_tokens(self, text: str) -> int:
-        """Tokens that the model reads for a text, special tokens included.
-
-        For any thread but the loop's: engines that write one text at a time are asked after the one being written.
-        """
-        if self._is_thread_safe:
-            return self._engine.count_prompt_tokens(text)
-        return self._scheduler.call(lambda: self._engine.count_prompt_tokens(text)).result()
+        """Tokens that the model reads for a text, special tokens included. Any thread, while others are written."""
+        return self._counter.count_prompt_tokens(text)
 
     async def embed(self, texts: Sequence[str], *, normalize: bool = False) -> NDArray[np.float32]:
         """Make one vector of each text, pooled as the file says; between two steps of the answers being written.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesmith.artifact import Artifact, Signature
-from edgesmith.errors import EdgesmithError
+from edgesmith.errors import UsageError
 from edgesmith.tasks import Task
 from serve.models.batching import BatchLimits, Layout
 from serve.models.executor import Run
@@ -24,7 +24,7 @@ __all__ = ["WarmUp", "warm_up"]
 
 Arrays = Mapping[str, NDArray[Any]]
 
-_SIZES = (1, 2, 4, 8, 16, 32)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 _BUDGET_S = 0.25
 _SHORT, _LONG = 16, 512  # tokens of the rows that are timed, and the most of the longest row that is run once
 _FREE_AXES = (16, 64, 224)  # lengths that are tried for free axes of which nothing is known
@@ -64,27 +64,32 @@ class WarmUp:
 
 @dataclass
 class _Rows:
-    """Sample rows, distinct as far as there are enough; the first axis of each array is theirs."""
+    """Sample rows, distinct as far as there are enough; the first axis of each array is theirs.
+
+    Texts have at least `short` tokens, which are what is timed.
+    """
 
     arrays: dict[str, NDArray[Any]]
     layout: Layout
+    short: int = _SHORT
 
-    def take(self, num: int, length: int | None = None) -> dict[str, NDArray[Any]]:
-        """That many rows, for texts of that many tokens: repeated where there are fewer."""
+    def take(self, num: int, length: int = 0) -> dict[str, NDArray[Any]]:
+        """That many rows, for texts of that many tokens or of `short`: repeated where there are fewer."""
+        length = length or self.short
         found = {}
         for name, array in self.arrays.items():
             rows = np.resize(array, (num, *array.shape[1:])) if num > len(array) else array[:num]
-            if self.layout.fill and length is not None:
+            if self.layout.fill:
                 rows = np.resize(rows, (num, length)) if length > rows.shape[1] else rows[:, :length]
             found[name] = np.ascontiguousarray(rows)
-        if self.layout.fill and length is not None and length > array.shape[1]:
+        if self.layout.fill and length > array.shape[1]:
             found["attention_mask"] = np.ones_like(found["attention_mask"])
         return found
 
     @property
     def row_elements(self) -> int:
         """Elements of a row of the first input, at the length that is timed."""
-        first = self.take(1, _SHORT)[self.layout.input_names[0]]
+        first = self.take(1)[self.layout.input_names[0]]
         return max(1, int(first.size))
 
 
@@ -101,7 +106,7 @@ def warm_up(
     """Run a model for the first time.
 
     Small and large inputs are run so that later requests find memory allocated. Unless `max_batch_size` is given,
-    batches of 1, 2, 4 … 32 rows are timed, for about a quarter of a second in all. The smallest batch is taken that
+    batches of 1, 2, 4 … 128 rows are timed, for about a quarter of a second in all. The smallest batch is taken that
     comes within 2 % of the most rows a second: it answers sooner, and its rows depend less on each other where the
     model's arithmetic lets them (see `WarmUp.batch_effect`). It holds as a number of elements: where 16 texts of 16
     tokens are best, texts of 128 tokens are run two at a time.
@@ -124,11 +129,11 @@ def warm_up(
     if rows is None:
         limits = BatchLimits(max_rows=max_batch_size or 1)
         return WarmUp(limits=limits, notes=tuple(notes), seconds=time.perf_counter() - began)
-    alone, together = run(rows.take(1, _SHORT)), run(rows.take(2, _SHORT))
+    alone, together = run(rows.take(1)), run(rows.take(2))
     if any(len(values) != 1 for values in alone.values()) or any(len(values) != 2 for values in together.values()):
         notes.append("outputs do not have the inputs' rows: every request is run alone")
         return WarmUp(limits=alone_only, has_rows=False, notes=tuple(notes))
-    sizes = _SIZES if max_batch_size is None else tuple(sorted({1, max_batch_size}))
+    sizes = _SIZES if max_batch_size is None else tuple(sorted({1, min(_SMALL, max_batch_size), max_batch_size}))
     seconds = _time_sizes(run, rows, sizes, clock)
     batch_effect, padding_effect = _effects(run, rows, 8 if seconds[1] < _QUICK_S else 2)
     best = max_batch_size or _best_size({size: size / taken for size, taken in seconds.items()})
@@ -156,10 +161,10 @@ def _find_rows(
     """The first sample rows that the engine takes."""
     notes: list[str] = []
     for what, arrays in _candidates(signature, layout, artifact, task):
-        rows = _Rows(arrays, layout)
+        rows = _Rows(arrays, layout, _shortest(arrays) if layout.fill else 0)
         try:
-            run(rows.take(1, _SHORT) if layout.rows == "shared" else arrays)
-        except EdgesmithError as error:
+            run(rows.take(1) if layout.rows == "shared" else arrays)
+        except UsageError as error:
             notes.append(f"{what} could not be run: {error}")
         else:
             return rows, notes
@@ -172,7 +177,7 @@ def _candidates(
     if layout.fill and task is not None:
         arrays = task.encode(task.sample_examples())
         lengths = arrays["attention_mask"].sum(axis=1)
-        yield "sample texts", {name: array[lengths >= _SHORT] for name, array in arrays.items()}
+        yield "sample texts", {name: array[lengths >= min(_SHORT, lengths.max())] for name, array in arrays.items()}
     golden = read_golden(artifact)
     if golden is not None:
         few = slice(1) if layout.rows == "single" else slice(None)
@@ -183,6 +188,11 @@ def _candidates(
             return
 
 
+def _shortest(arrays: Arrays) -> int:
+    """Tokens that every row has."""
+    return max(1, min(_SHORT, int(arrays["attention_mask"].sum(axis=1).min())))
+
+
 def _made_up(signature: Signature, layout: Layout, free: int) -> dict[str, NDArray[Any]]:
     """Arrays of a signature's shapes, of small numbers; integers are 0 or 1, which are valid as ids and as masks."""
     rng = np.random.default_rng(0)
@@ -190,7 +200,7 @@ def _made_up(signature: Signature, layout: Layout, free: int) -> dict[str, NDArr
     for spec in signature.inputs:
         shape = [axis if isinstance(axis, int) else free for axis in spec.shape]
         if layout.rows == "shared":
-            shape[0] = max(_SIZES[:4])
+            shape[0] = _SMALL
         elif shape and not isinstance(spec.shape[0], int):
             shape[0] = 1
         if spec.dtype == "string":
@@ -207,7 +217,7 @@ def _time_sizes(run: Run, rows: _Rows, sizes: tuple[int, ...], clock: Callable[[
     found: dict[int, float] = {}
     began = time.perf_counter()
     for size in sizes:
-        arrays = rows.take(size, _SHORT)
+        arrays = rows.take(size)
         run(arrays)
         least, repeats = float("inf"), 0
         while repeats < 2 or (repeats < 8 and time.perf_counter() - began < _BUDGET_S * (len(found) + 1) / len(sizes)):
@@ -252,29 +262,34 @@ def _run_cost(seconds: Mapping[int, float], row_elements: int) -> int:
 def _effects(run: Run, rows: _Rows, most: int) -> tuple[float, float]:
     """How far other rows, and padding, move a row's outputs; see `WarmUp`."""
     num = min(most, len(next(iter(rows.arrays.values()))))
-    batch = rows.take(num, _SHORT)
+    batch = rows.take(num)
     together = run(batch)
     by_rows = by_padding = 0.0
+    width = rows.short // 3
     for index in range(num):
         single = {name: array[index : index + 1] for name, array in batch.items()}
         alone = run(single)
         among = {name: values[index : index + 1] for name, values in together.items()}
         by_rows = max(by_rows, _difference(alone, among))
-        if rows.layout.fill and 2 * index < most:
-            by_padding = max(by_padding, _difference(alone, _unpadded(run(_padded(single, rows.layout)), rows.layout)))
+        if rows.layout.fill and 2 * index < most and width:
+            fewer = _without(single, width, rows.layout, tuple(rows.layout.fill))
+            padded = run(_padded(fewer, width, rows.layout))
+            by_padding = max(by_padding, _difference(run(fewer), _without(padded, width, rows.layout)))
     return by_rows, by_padding
 
 
-def _padded(arrays: Arrays, layout: Layout) -> dict[str, NDArray[Any]]:
-    width = (_SHORT // 2, 0) if layout.is_left else (0, _SHORT // 2)
-    return {name: np.pad(array, ((0, 0), width), constant_values=layout.fill[name]) for name, array in arrays.items()}
+def _padded(arrays: Arrays, width: int, layout: Layout) -> dict[str, NDArray[Any]]:
+    sides = (width, 0) if layout.is_left else (0, width)
+    return {name: np.pad(array, ((0, 0), sides), constant_values=layout.fill[name]) for name, array in arrays.items()}
 
 
-def _unpadded(outputs: Arrays, layout: Layout) -> dict[str, NDArray[Any]]:
-    kept = slice(_SHORT // 2, None) if layout.is_left else slice(-(_SHORT // 2))
+def _without(arrays: Arrays, width: int, layout: Layout, names: tuple[str, ...] = ()) -> dict[str, NDArray[Any]]:
+    """Cut `width` tokens off where padding would be, of inputs by name or of outputs that have an axis of tokens."""
+    axes = dict.fromkeys(names, 1) or layout.token_axes
+    kept = slice(width, None) if layout.is_left else slice(-width)
     return {
-        name: values[(slice(None),) * layout.token_axes[name] + (kept,)] if name in layout.token_axes else values
-        for name, values in outputs.items()
+        name: values[(slice(None),) * axes[name] + (kept,)] if name in axes else values
+        for name, values in arrays.items()
     }
 
 

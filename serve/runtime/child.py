@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import faulthandler
 import os
-import select
 import signal
 import socket
 import sys
@@ -158,8 +157,7 @@ class _Answerer:
 
     def _is_cancelled(self) -> bool:
         """Whether something has come while an answer is written: that can only be its cancellation."""
-        readable, _, _ = select.select([self._link], [], [], 0)
-        return bool(readable) and self._link.receive().values["op"] == "cancel"
+        return self._link.has_input() and self._link.receive().values["op"] == "cancel"
 
 
 if __name__ == "__main__":

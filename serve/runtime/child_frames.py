@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 import json
 import math
+import select
 import socket
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ _STRING = "string"
 _MAX_AXES = 32
 _BUFFERS_AT_A_TIME = 64  # sendmsg takes at most 1024
 _SOCKET_BUFFER_BYTES = 1 << 20
+_AHEAD_BYTES = 1 << 16
 
 
 class LostError(Exception):
@@ -72,17 +74,23 @@ class Link:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
+        # Read ahead, so that a small frame takes one system call.
+        self._ahead = memoryview(bytearray(_AHEAD_BYTES))
+        self._first, self._last = 0, 0  # what of it is not used yet
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             connection.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER_BYTES)
-        self._headers: dict[Any, bytes] = {}
 
-    def fileno(self) -> int:
-        """The socket's descriptor."""
-        return self._connection.fileno()
+    def has_input(self) -> bool:
+        """Whether something has come that was not received yet."""
+        return self._first < self._last or bool(select.select([self._connection], [], [], 0)[0])
 
     def set_timeout(self, timeout_s: float | None) -> None:
         """How long one system call may wait; then `TimeoutError` is raised and the link is of no use any more."""
-        self._connection.settimeout(timeout_s)
+        # By the kernel: Python's own way asks with a further system call before each.
+        whole, part = divmod(timeout_s or 0.0, 1)
+        interval = struct.pack("@ll", int(whole), int(part * 1e6))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._connection.setsockopt(socket.SOL_SOCKET, option, interval)
 
     def close(self) -> None:
         """Close; the other side's next read or write raises `LostError`."""
@@ -96,8 +104,8 @@ class Link:
             TimeoutError: It does not read.
         """
         arrays = [(name, *_raw(array)) for name, array in frame.arrays.items()]
-        layouts = _write_layouts(tuple((name, dtype, shape, len(data)) for name, dtype, shape, data in arrays))
-        header = f'{{"values":{json.dumps(frame.values)},"arrays":{layouts}}}'.encode()
+        layouts = tuple([(name, dtype, shape, len(data)) for name, dtype, shape, data in arrays])
+        header = _write_header(json.dumps(frame.values), layouts)
         if len(header) > _MAX_HEADER_BYTES:
             raise BrokenFrameError(f"a header of {len(header):,} bytes is above the limit of {_MAX_HEADER_BYTES:,}")
         payload = [data for *_, data in arrays if len(data)]
@@ -112,10 +120,8 @@ class Link:
                     sent -= len(waiting.pop(0))
                 if sent:
                     waiting[0] = memoryview(waiting[0])[sent:]
-        except TimeoutError:
-            raise
         except OSError as error:
-            raise LostError(str(error)) from error
+            raise _explained(error) from error
 
     def receive(self) -> Frame:
         """Wait for one frame. Its arrays are new and may be kept.
@@ -125,10 +131,11 @@ class Link:
             BrokenFrameError: What came is no frame; the link is of no use any more.
             TimeoutError: Nothing came in time.
         """
-        header_bytes, payload_bytes = _LENGTHS.unpack(self._read(_LENGTHS.size))
+        self._fill(_LENGTHS.size)
+        header_bytes, payload_bytes = _LENGTHS.unpack(self._take(_LENGTHS.size))
         if header_bytes > _MAX_HEADER_BYTES or payload_bytes > _MAX_PAYLOAD_BYTES:
             raise BrokenFrameError(f"a frame of {header_bytes:,} + {payload_bytes:,} bytes is above the limits")
-        values, layouts = _parse_header(bytes(self._read(header_bytes)))
+        values, layouts = _parse_header(self._read(header_bytes))
         if sum(layout.num_bytes for layout in layouts) != payload_bytes:
             raise BrokenFrameError(f"the header's arrays do not add up to {payload_bytes:,} bytes")
         return Frame(values, {layout.name: self._read_array(layout) for layout in layouts})
@@ -141,23 +148,58 @@ class Link:
             self._read_into(_bytes_of(array))
         return array
 
-    def _read(self, num_bytes: int) -> bytearray:
+    def _read(self, num_bytes: int) -> bytes:
+        if num_bytes <= _AHEAD_BYTES:
+            self._fill(num_bytes)
+            return bytes(self._take(num_bytes))
         data = bytearray(num_bytes)
         self._read_into(memoryview(data))
-        return data
+        return bytes(data)
 
     def _read_into(self, buffer: memoryview) -> None:
-        position, end = 0, len(buffer)
+        end = len(buffer)
+        position = min(end, self._last - self._first)
+        buffer[:position] = self._take(position)
+        if end - position < _AHEAD_BYTES // 2 and position < end:
+            self._fill(end - position)
+            buffer[position:] = self._take(end - position)
+            return
+        while position < end:
+            position += self._receive_into(buffer[position:])
+
+    def _take(self, num_bytes: int) -> memoryview:
+        """Bytes that were read ahead; good until more are read."""
+        first, self._first = self._first, self._first + num_bytes
+        return self._ahead[first : self._first]
+
+    def _fill(self, num_bytes: int) -> None:
+        """Read ahead until so many bytes are there."""
+        if self._last - self._first >= num_bytes:
+            return
+        kept = self._last - self._first
+        self._ahead[:kept] = bytes(self._ahead[self._first : self._last])
+        self._first, self._last = 0, kept
+        while self._last < num_bytes:
+            self._last += self._receive_into(self._ahead[self._last :])
+
+    def _receive_into(self, buffer: memoryview) -> int:
         try:
-            while position < end:
-                count = self._connection.recv_into(buffer[position:])
-                if count == 0:
-                    raise LostError("the connection was closed")
-                position += count
-        except TimeoutError:
-            raise
+            count = self._connection.recv_into(buffer)
         except OSError as error:
-            raise LostError(str(error)) from error
+            raise _explained(error) from error
+        if count == 0:
+            raise LostError("the connection was closed")
+        return count
+
+
+def _explained(error: OSError) -> Exception:
+    if isinstance(error, BlockingIOError):  # the kernel's way to say that the time is over
+        return TimeoutError("the other side is silent")
+    return LostError(str(error))
+
+
+def _write_header(values: str, layouts: tuple[tuple[str, str, tuple[int, ...], int], ...]) -> bytes:
+    return f'{{"values":{values},"arrays":{_write_layouts(layouts)}}}'.encode()
 
 
 @functools.lru_cache(maxsize=256)
@@ -170,21 +212,25 @@ def _raw(array: NDArray[Any]) -> tuple[str, tuple[int, ...], memoryview]:
     if array.dtype.kind in "OUS":
         text = json.dumps([_text(value) for value in array.reshape(-1).tolist()]).encode()
         return _STRING, array.shape, memoryview(text)
-    return array.dtype.name, array.shape, _bytes_of(np.ascontiguousarray(array))
+    return _name_of(array.dtype), array.shape, _bytes_of(array if array.flags.c_contiguous else array.copy())
+
+
+_name_of = functools.lru_cache(maxsize=32)(lambda dtype: dtype.name)  # which NumPy works out anew each time
 
 
 def _bytes_of(array: NDArray[Any]) -> memoryview:
     """The bytes of an array in one piece, not copied."""
-    flat: Any = array.reshape(-1).view(np.uint8)
-    return memoryview(flat)
+    if array.size == 0:
+        return memoryview(b"")
+    return memoryview(cast(Any, array)).cast("B")
 
 
 def _text(value: Any) -> str:
     return value.decode("utf-8", errors="surrogateescape") if isinstance(value, bytes) else str(value)
 
 
-def _texts(data: bytearray, shape: tuple[int, ...]) -> NDArray[Any]:
-    values = _parse_json(bytes(data))
+def _texts(data: bytes, shape: tuple[int, ...]) -> NDArray[Any]:
+    values = _parse_json(data)
     if not isinstance(values, list) or len(values) != math.prod(shape) or not all(isinstance(v, str) for v in values):
         raise BrokenFrameError(f"an array of texts is not {math.prod(shape)} texts")
     array = np.empty(len(values), object)

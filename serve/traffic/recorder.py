@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from serve.json_text import dump_json
 __all__ = ["Line", "Recorder"]
 
 _LOG = logging.getLogger(__name__)
-_MAX_WAITING = 65_536
+_MAX_WAITING = 16_384
 _CHUNK_LINES = 1024
 
 Line: TypeAlias = "Callable[[], dict[str, Any]]"
@@ -91,11 +92,13 @@ class Recorder:
         # A link in its place could lead the lines elsewhere.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
         self._descriptor = os.open(self.path, flags, 0o600)
-        os.fchmod(self._descriptor, 0o600)
-        self._size = os.fstat(self._descriptor).st_size
+        found = os.fstat(self._descriptor)
+        self._is_file, self._size = stat.S_ISREG(found.st_mode), found.st_size
+        if self._is_file:  # and no pipe or terminal, which is not ours to change or rename
+            os.fchmod(self._descriptor, 0o600)
 
     def _append(self, data: bytes) -> None:
-        if self._size and self._size + len(data) > self.max_bytes:
+        if self._is_file and self._size and self._size + len(data) > self.max_bytes:
             os.close(self._descriptor)
             self._descriptor = -1
             self.path.replace(self.path.with_name(self.path.name + ".1"))

@@ -35,3 +35,30 @@ def classifier_path(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactor
     write(folder, engine.signature, task=task.name)
     engine.close()
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 3 layers that writes characters of several tokens."""
+    import transformers
+
+    from tests.export.gguf.conftest import TINY, save_model, save_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny")
+    save_model(folder, transformers.LlamaConfig(**TINY, tie_word_embeddings=False))
+    save_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tiny_folder: Path) -> Path:
+    from export.gguf.to_gguf import to_gguf
+
+    return to_gguf(tiny_folder, tiny_folder.parent / "tiny.gguf", dtype="f32").path
+
+
+@pytest.fixture(scope="session")
+def smollm2_file(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from export.gguf.to_gguf import to_gguf
+
+    return to_gguf(smollm2_folder, tmp_path_factory.mktemp("smollm2") / "model.gguf", dtype="f32").path

@@ -122,7 +122,11 @@ class Live:
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.settimeout(WAIT_S)
-        sock.connect(("127.0.0.1", self.port))
+        try:
+            sock.connect(("127.0.0.1", self.port))
+        except OSError:
+            sock.close()
+            raise
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         client = Client(tls.wrap_socket(sock, server_hostname="localhost") if tls else sock)
         self.clients.append(client)
@@ -175,7 +179,7 @@ def serving(
     finally:
         for client in live.clients:
             client.close()
-        live.call(lambda: server.drain(2.0))
+        live.call(lambda: server.drain(0.5))
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         left = asyncio.all_tasks(loop)

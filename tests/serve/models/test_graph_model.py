@@ -334,6 +334,49 @@ def test_a_callback_that_fails_does_not_keep_others_from_being_told(doubler: Art
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_every_request_is_told_exactly_once_whatever_happens(doubler: Artifact, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+
+    async def run() -> None:
+        told: list[Job] = []
+        taken: list[Job] = []
+        refused = 0
+        async with serving(doubler, max_queue=40, max_queue_delay_us=int(rng.choice([0, 300]))) as (model, _):
+            for _ in range(600):
+                job = Job(
+                    arrays={"x": floats(int(rng.integers(1, 20)), int(rng.integers(1, 3)))},
+                    done=told.append,
+                    num_rows=0,
+                    received_ns=time.monotonic_ns(),
+                    deadline_ns=time.monotonic_ns() + int(rng.choice([100_000, 2_000_000, 10**10])),
+                )
+                try:
+                    model.submit(job)
+                except OverloadedError:
+                    refused += 1
+                else:
+                    taken.append(job)
+                if rng.random() < 0.1 and taken:
+                    taken[int(rng.integers(len(taken)))].is_cancelled = True
+                if rng.random() < 0.1:
+                    await asyncio.sleep(float(rng.choice([0, 0, 0.002])))
+            await model.close(timeout_s=float(rng.choice([0, 10])))
+            assert len(told) == len(set(map(id, told))) == len(taken)
+            await model.close()
+            assert (model.num_queued, model.num_running) == (0, 0)
+            assert len(told) == len(taken)
+        for job in told:
+            if job.error is None:
+                assert job.outputs is not None
+                np.testing.assert_array_equal(job.outputs["y"], job.arrays["x"] * 2)
+        answered = sum(job.error is None for job in told)
+        assert (model.stats.success_count, model.stats.fail_count) == (answered, len(told) - answered + refused)
+        assert answered > 0
+
+    asyncio.run(run())
+
+
 def test_threads_are_shared_by_the_models_that_state_none() -> None:
     def spec(name: str, threads: int | None = None) -> ModelSpec:
         return ModelSpec(name=name, path=Path(name), threads=threads)

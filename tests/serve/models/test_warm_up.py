@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgesmith.artifact import Artifact, open_artifact
-from edgesmith.tasks import load_task
+from edgesmith.tasks import TextTask, load_task
+from serve.errors import EngineFailedError
 from serve.models.batching import read_layout
 from serve.models.warm_up import WarmUp, warm_up
 from serve.runtime import open_engine
@@ -48,9 +50,9 @@ def test_the_batch_size_is_measured_and_no_slower_than_one_row(tmp_path: Path) -
 
 
 def test_a_batch_size_that_is_given_is_taken(classifier_path: Path) -> None:
-    found = warm(open_artifact(classifier_path), with_task=True, max_batch_size=5)
-    assert (found.limits.max_rows, found.limits.max_elements) == (5, None)
-    assert set(found.rows_per_s) == {1, 5}
+    found = warm(open_artifact(classifier_path), with_task=True, max_batch_size=20)
+    assert (found.limits.max_rows, found.limits.max_elements) == (20, None)
+    assert 20 in found.rows_per_s
 
 
 def test_neither_mates_nor_padding_move_answers_in_floating_point(classifier_path: Path) -> None:
@@ -112,3 +114,33 @@ def test_large_shapes_are_run_before_anybody_waits(classifier_path: Path) -> Non
 
     warm_up(run, engine.signature, read_layout(engine.signature, task), artifact, task)
     assert max(lengths) == min(task.max_length or 512, 512)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_no_row_is_longer_than_the_model_takes(classifier_path: Path, side: str) -> None:
+    artifact = open_artifact(classifier_path)
+    engine, task = open_engine(artifact), load_task(classifier_path, max_length=7)
+    assert isinstance(task, TextTask)
+    settings = task.encoder.settings.model_copy(update={"padding_side": side})
+    task.encoder = replace(task.encoder, settings=settings)
+    lengths = set()
+
+    def run(arrays: Arrays) -> Arrays:
+        lengths.add(arrays["input_ids"].shape[1])
+        return engine.run(arrays)
+
+    found = warm_up(run, engine.signature, read_layout(engine.signature, task), artifact, task)
+    assert max(lengths) == 7
+    assert found.rows_per_s
+    assert found.can_mix_lengths
+
+
+def test_an_engine_that_dies_is_no_model(tmp_path: Path) -> None:
+    artifact = doubling(tmp_path, ("batch", 3))
+    signature = open_engine(artifact).signature
+
+    def run(arrays: Arrays) -> Arrays:
+        raise EngineFailedError("the process has gone")
+
+    with pytest.raises(EngineFailedError, match="gone"):
+        warm_up(run, signature, read_layout(signature), artifact)

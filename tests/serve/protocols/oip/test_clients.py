@@ -13,6 +13,7 @@ import pytest
 
 from bench.load.plan import LoadPlan
 from bench.load.protocols import open_checker, prepare_target
+from bench.load.schedule import constant
 from tests.serve.protocols.oip.conftest import TOKEN
 from tests.serve.protocols.oip.serving import Serving, run_client
 
@@ -162,9 +163,7 @@ def test_our_own_load_generator_finds_and_checks_it(
     rows = [{"x": np.arange(4.0).tolist(), "text": f"Shares fell by {number}."} for number in range(4)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     url = f"http://{serving.address}/v2/models/{model}"
-    target = prepare_target(
-        LoadPlan(url=url, rate=1.0, duration_s=1.0, data=data, batch_size=2, binary=is_binary, protocol="oip")
-    )
+    target = prepare_target(LoadPlan(url=url, shape=constant(1.0, 1.0), data=data, batch_size=2, binary=is_binary))
     checker = open_checker(target)
     for index, request in enumerate(target.requests):
         head, _, body = request.partition(b"\r\n\r\n")

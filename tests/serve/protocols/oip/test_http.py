@@ -404,8 +404,8 @@ def test_model_is_unloaded_and_loaded_by_the_admin_only(serving: Serving) -> Non
         ("fixed", b'{"parameters": [1]}', 400),
         ("fixed", b"[]", 400),
         ("nothing", b"", 404),
-        ("..%5C..%5Cetc", b"", 404),
-        ("%00", b"", 404),
+        ("..%5C..%5Cetc", b"", 400),
+        ("%00", b"", 400),
         (".hidden", b"", 404),
     ],
 )

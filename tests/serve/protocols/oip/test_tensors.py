@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -36,6 +36,7 @@ def arrays(datatype: str) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize("datatype", DATATYPES)
+@settings(max_examples=40)
 @given(st.data())
 def test_bytes_come_back_as_they_went_wherever_they_lie(datatype: str, data: st.DataObject) -> None:
     array = data.draw(arrays(datatype))
@@ -50,6 +51,7 @@ def test_bytes_come_back_as_they_went_wherever_they_lie(datatype: str, data: st.
 
 @pytest.mark.parametrize("datatype", DATATYPES)
 @pytest.mark.parametrize("is_flat", [True, False])
+@settings(max_examples=40)
 @given(st.data())
 def test_json_comes_back_as_it_went_flat_and_nested(datatype: str, is_flat: bool, data: st.DataObject) -> None:
     array = data.draw(arrays(datatype))
