@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection"]
 
-_JOIN_BYTES = 32 << 10  # below, joining head and body costs less than a second buffer
+_JOIN_BYTES = 16 << 10  # below, joining head and body costs less than a second buffer
 _MAX_UNREAD_BYTES = 16 << 20  # of a stream whose writer does not wait
 _LINGER_S = 2.0
 """How long a client that is still sending may take to read why it was refused: closing at once would make its system
@@ -123,6 +123,8 @@ class Connection(RequestReader):
 
     def write(self, parts: list[Buffer], size: int) -> None:
         """Write buffers, of `size` bytes together."""
+        if self._transport.is_closing():  # the client has gone, which we are about to be told
+            return
         self._shared.counters.bytes_out += size
         if len(parts) == 1:
             self._transport.write(parts[0])

@@ -19,7 +19,7 @@ __all__ = ["Exchange", "ExchangeStream"]
 
 _LOG = logging.getLogger(__name__)
 
-_JOIN_BYTES = 32 << 10  # below, copying a piece costs less than a further buffer
+_JOIN_BYTES = 16 << 10  # below, copying a piece costs less than a further buffer
 
 
 class Exchange:

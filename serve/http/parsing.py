@@ -63,7 +63,7 @@ class RequestParser:
         "_headers",
         "_is_upgrade",
         "_limits",
-        "_num_headers",
+        "_num_repeated",
         "_parser",
         "_tail",
         "_url",
@@ -79,7 +79,7 @@ class RequestParser:
         self._parser: httptools.HttpRequestParser | None = None
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
-        self._num_headers = 0
+        self._num_repeated = 0  # headers whose name came before
         self._tail = b""  # the last three bytes that were fed, unless they ended a segment
         self._is_upgrade = False
         self._violation: RequestError | None = None
@@ -120,7 +120,7 @@ class RequestParser:
             raise UrlTooLongError(f"the URL has more than {limits.max_url_bytes:,} bytes")
         if self.head_bytes > limits.max_header_bytes:
             raise HeadersTooLargeError(f"the headers have more than {limits.max_header_bytes:,} bytes")
-        if self._num_headers > limits.max_headers:
+        if len(self._headers) + self._num_repeated > limits.max_headers:
             raise HeadersTooLargeError(f"there are more than {limits.max_headers} headers")
         return stop
 
@@ -134,7 +134,7 @@ class RequestParser:
         assert parser is not None
         is_upgrade, violation = self._is_upgrade, self._violation
         self._url, self._headers, self._violation = b"", {}, None
-        self.head_bytes = self._num_headers = self._beside_bytes = 0
+        self.head_bytes = self._num_repeated = self._beside_bytes = 0
         self.is_head_done = self.is_message_done = self._is_upgrade = False
         if violation is not None:
             raise violation
@@ -176,14 +176,16 @@ class RequestParser:
         except httptools.HttpParserError as error:
             raise MalformedError(f"the body's chunks are not acceptable: {error}") from error
         self._beside_bytes = self._beside_bytes + stop - start if len(self.chunks) == before else 0
-        if self._num_headers > self._limits.max_headers or self._beside_bytes > _MAX_BESIDE_CHUNKS:
+        num_trailers = len(self._headers) + self._num_repeated
+        if num_trailers > self._limits.max_headers or self._beside_bytes > _MAX_BESIDE_CHUNKS:
             raise HeadersTooLargeError("there is too much beside the data of the chunks")
         return stop
 
     def take_chunks(self) -> bytearray:
         """The body that came in chunks."""
         chunks, self.chunks = self.chunks, bytearray()
-        self._num_headers = 0
+        self._headers, self._violation = {}, None
+        self._num_repeated = 0
         self.is_head_done = self.is_message_done = False
         return chunks
 
@@ -215,10 +217,10 @@ class RequestParser:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header; or one behind the last chunk, which nobody asked for."""
-        self._num_headers += 1
         name = name.lower()
         headers = self._headers
         if name in headers:
+            self._num_repeated += 1
             if name in _SINGLE:
                 self._violation = MalformedError(f"the header {name.decode()} comes twice")
             elif name == b"connection":

@@ -305,3 +305,20 @@ def test_no_request_is_lost_that_came_before_the_drain() -> None:
         for client in (used, fresh, live.clients[-1]):
             assert client.read().body == b"hello"
             assert client.is_closed()
+
+
+def test_writing_to_a_client_that_has_just_gone_is_harmless() -> None:
+    streams: list[Stream] = []
+    with serving([Route("GET", "/", lambda r: streams.append(r.stream(200, b"text/plain")))]) as live:
+        client = live.connect()
+        client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        live.wait_until(lambda: len(streams) == 1)
+
+        def write_after_reset() -> None:
+            client.reset()
+            for _ in range(100):
+                streams[0].write(b"x" * 1000)
+            streams[0].end()
+
+        live.call(write_after_reset)
+        live.wait_until(lambda: live.server.counters.connections == 0)

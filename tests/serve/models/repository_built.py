@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -81,11 +82,11 @@ class Clients:
     """Ask without a pause.
 
     Attributes:
-        values: Different values that each answer's rows had.
+        values: Answers by the different values that their rows had.
         errors: Of requests that were not answered.
     """
 
-    values: list[set[float]] = field(default_factory=list)
+    values: Counter[frozenset[float]] = field(default_factory=Counter)
     errors: list[BaseException] = field(default_factory=list)
 
     async def run(self, repository: Repository, should_stop: Callable[[], bool]) -> None:
@@ -95,7 +96,7 @@ class Clients:
             if job.error is not None or job.outputs is None:
                 self.errors.append(job.error or AssertionError("no outputs"))
             else:
-                self.values.append(set(job.outputs["y"].ravel().tolist()))
+                self.values[frozenset(job.outputs["y"].ravel().tolist())] += 1
             await asyncio.sleep(0)
 
 

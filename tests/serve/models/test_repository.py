@@ -115,9 +115,7 @@ def test_a_swap_under_load_fails_nothing_and_mixes_nothing(one: Path, two: Path,
                     await repository.load("model", path=path)
                     assert await value_of(repository) == (1 if path is one else 2)
             assert clients.errors == []
-            assert {1.0} in clients.values
-            assert {2.0} in clients.values
-            assert all(len(values) == 1 for values in clients.values)
+            assert clients.values.keys() == {frozenset({1.0}), frozenset({2.0})}
             assert repository.index()[0].state == "READY"
 
     run(work())
@@ -344,12 +342,11 @@ async def _swap_often(repository: Repository, num_swaps: int) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(read_memory() is None, reason="the system does not say how much memory is in use")
-@pytest.mark.parametrize("is_isolated", [False, True])
-def test_a_hundred_swaps_under_load_leave_no_memory_behind(tmp_path: Path, *, is_isolated: bool) -> None:
+def test_a_hundred_swaps_under_load_leave_no_memory_behind(tmp_path: Path) -> None:
     path = constant_model(tmp_path / "large.onnx", 1, num_weights=1 << 22)  # 16 MiB
 
     async def work() -> None:
-        async with repository_of(spec_of(path, is_isolated=is_isolated)) as repository:
+        async with repository_of(spec_of(path)) as repository:
             await repository.start()
             async with under_load(repository) as clients:
                 sizes = await _swap_often(repository, 100)

@@ -32,7 +32,7 @@ _FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
-_TIMEOUT_S = 60.0
+_TIMEOUT_S = 20.0
 
 
 class Browser:
@@ -67,13 +67,12 @@ class Browser:
         assert "exceptionDetails" not in said, said["exceptionDetails"]
         return said["result"].get("value")
 
-    def wait(self, script: str, timeout_s: float = _TIMEOUT_S) -> Any:
-        """Wait until an expression is truthy."""
+    def wait(self, script: str, timeout_s: float = _TIMEOUT_S) -> None:
+        """Wait until an expression is true, or is something."""
         end = time.monotonic() + timeout_s
-        while not (value := self.eval(script)):
+        while not self.eval(f"!!({script})"):
             assert time.monotonic() < end, f"{script} never came; problems: {self.problems}; {self.text('body')[:3000]}"
             time.sleep(0.05)
-        return value
 
     def text(self, selector: str) -> str:
         return str(self.eval(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgesmith.artifact import open_artifact
-from edgesmith.tasks import load_task
+from edgesmith.tasks import Example, load_task
 from serve.config import ModelSpec, ServerConfig
 from serve.runtime import open_engine
 from tests.serve.page.browser import Browser
@@ -28,8 +28,8 @@ def test_a_text_gets_its_label_and_the_figures_count_it(
 ) -> None:
     task = load_task(classifier_path)
     engine = open_engine(open_artifact(classifier_path))
-    arrays = task.encode([TEXT])
-    (right,) = task.decode(engine.run(arrays), arrays)
+    arrays = task.encode([Example(TEXT)])
+    (right,) = task.decode(engine.run(arrays), arrays, [Example(TEXT)])
     engine.close()
 
     browser.open(server.url + "/#news%2F2")

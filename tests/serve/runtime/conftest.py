@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 MISSING = [name for name in ("gguf", "llama_cpp", "torch", "transformers") if find_spec(name) is None]
-NEEDS_LIBRARY = {"test_chat_prompt.py", "test_gguf_engine.py", "test_llama_adapters.py", "test_llama_room.py"} | {
-    "test_llama_writer.py"
-}
+NEEDS_LIBRARY = {
+    "test_chat_prompt.py", "test_gguf_engine.py", "test_llama_adapters.py", "test_llama_room.py",
+    "test_llama_writer.py",
+}  # fmt: skip
 
 
 class _SkippedModule(pytest.Module):

@@ -37,7 +37,7 @@ found["streamed_usage"] = pieces[-1].usage.model_dump()
 completion = client.completions.create(prompt=["the age of", "hope"], logprobs=1, **asked)
 found["completion"] = completion.choices[1].text
 with client.chat.completions.stream(messages=hello, **asked) as stream:
-    found["helper"] = stream.get_final_completion().choices[0].message.content
+    found["helper"] = "".join(event.delta for event in stream if event.type == "content.delta")
 
 class Mood(BaseModel):
     is_good: bool
