@@ -50,6 +50,7 @@ SIDE_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "preprocessor_config.json",
     "task.json",
 )
 """What a runtime reads beside a graph, and so what travels with it."""

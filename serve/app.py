@@ -17,6 +17,7 @@ from serve.config import ServerConfig
 from serve.drift.monitor import drift_families
 from serve.http.router import Route, Router
 from serve.http.server import HttpServer
+from serve.http.sockets import run_loop
 from serve.metrics import Metrics
 from serve.models.repository import Repository
 from serve.notify import notify
@@ -61,9 +62,7 @@ class App:
     @property
     def url(self) -> str:
         """Where it listens."""
-        host, port = self.http.address
-        scheme = "https" if self.config.tls_certificate else "http"
-        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        return self.http.url
 
     async def start(self) -> None:
         """Listen, then load all models: health says `live` at once, and `ready` when this returns.
@@ -135,12 +134,7 @@ def run_server(config: ServerConfig) -> None:
     Raises:
         EdgesmithError: It cannot start; see `App.start`.
     """
-    try:
-        import uvloop
-    except ImportError:
-        asyncio.run(_serve(config))
-    else:
-        uvloop.run(_serve(config))
+    run_loop(_serve(config))
 
 
 async def _serve(config: ServerConfig) -> None:

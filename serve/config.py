@@ -64,7 +64,7 @@ class ModelSpec:
     is_isolated: bool = False
     """Whether the engine runs in a process of its own, so that its crash is not the server's."""
     engine_timeout_s: float | None = 300.0
-    """Of an isolated engine: one that has not answered by then hangs, and its process is killed; None waits for ever."""
+    """Of an isolated engine: one that has not answered by then hangs, and its process is killed; None never does."""
     allow_golden_mismatch: bool = False
     """Serve a model that fails its own golden vectors, with a warning, instead of refusing it."""
 
@@ -78,6 +78,8 @@ class ModelSpec:
             number = getattr(self, label)
             if number is not None and number < 1:
                 raise UsageError(f"{label} of {self.name} is {number}; it must be at least 1")
+        if self.engine_timeout_s is not None and self.engine_timeout_s <= 0:
+            raise UsageError(f"engine_timeout_s of {self.name} is {self.engine_timeout_s}; it must be above 0")
         if self.max_queue_delay_us < 0:
             raise UsageError(f"max_queue_delay_us of {self.name} is {self.max_queue_delay_us}; it must not be negative")
 

@@ -112,7 +112,9 @@ class LiveFigures:
     def _tally(self) -> dict[tuple[str, str], _Tally]:
         tallies: dict[tuple[str, str], _Tally] = {_ALL: _Tally()}
         for (model, version, _, reason), counts in self._service.metrics.requests.items():
-            for name in {_ALL, (model, version)}:
+            # What failed before a version was chosen is shown with each of them.
+            versions = [version] if version or not model else self._service.repository.versions(model)
+            for name in {_ALL, *((model, one) for one in versions)}:
                 tallies.setdefault(name, _Tally()).add(reason, counts.count, counts.durations.counts)
         for one in self._service.repository.models():
             tallies.setdefault((one.name, one.version), _Tally()).num_tokens = one.stats.generated_tokens

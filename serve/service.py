@@ -77,6 +77,7 @@ class Service:
         protocol: str,
         key: str | None = None,
         request_id: str = "",
+        is_named: bool | None = None,
     ) -> GraphModel:
         """Run a job on a graph.
 
@@ -87,6 +88,8 @@ class Service:
             protocol: What the request came by, for the counts.
             key: Requests of one key go to one version.
             request_id: For what is recorded of it.
+            is_named: Whether the client named the version, so that the request has no part in comparing versions; None
+                where that is so if `version` is given.
 
         Returns:
             The model that answers.
@@ -96,8 +99,10 @@ class Service:
             UsageError: The job does not fit the model.
         """
         try:
-            model = _graph(self._pick(name, version, key))
-            self._follow(model, job, protocol, request_id, is_chosen=version is None)
+            model = _graph(self.choose(name, version, key))
+            self._follow(
+                model, job, protocol, request_id, is_chosen=not (version is not None if is_named is None else is_named)
+            )
             model.submit(job)
         except Exception as error:
             self.failed(name, protocol, error, received_ns=job.received_ns)
@@ -113,12 +118,15 @@ class Service:
         protocol: str,
         key: str | None = None,
         request_id: str = "",
+        is_named: bool | None = None,
     ) -> TextModel:
         """Let a language model write; as `infer`."""
         try:
-            model = _generator(self._pick(name, version, key))
+            model = _generator(self.choose(name, version, key))
             _check_tokens(job, self.limits)
-            self._follow(model, job, protocol, request_id, is_chosen=version is None)
+            self._follow(
+                model, job, protocol, request_id, is_chosen=not (version is not None if is_named is None else is_named)
+            )
             model.submit(job)
         except Exception as error:
             self.failed(name, protocol, error, received_ns=job.received_ns)
@@ -135,7 +143,7 @@ class Service:
         """What its release's gates said of a version, as `read_verdicts` has it; None if nothing is known."""
         return read_verdicts(self.repository.get(name, version).artifact)
 
-    def _pick(self, name: str, version: str | None, key: str | None) -> GraphModel | TextModel:
+    def choose(self, name: str, version: str | None, key: str | None) -> GraphModel | TextModel:
         """The model that answers; where the chosen version is just not there, the one it is compared with."""
         if version is not None or (chosen := self.traffic.choose(name, key)) is None:
             return self.repository.get(name, version)

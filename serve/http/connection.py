@@ -10,7 +10,8 @@ from serve.http.exchange import Exchange
 from serve.http.failures import RequestTimeoutError, TooManyConnectionsError, answer_failure
 from serve.http.heads import as_parts
 from serve.http.message import Buffer, Response
-from serve.http.reading import BODY, BUSY, CHUNKED, CLOSING, HEAD, LINGER, RequestReader
+from serve.http.reading import RequestReader
+from serve.http.states import BODY, BUSY, CHUNKED, CLOSING, HEAD, LINGER
 
 if TYPE_CHECKING:
     from serve.errors import RequestError

@@ -1,55 +1,44 @@
-"""The reading half of a connection: takes one request after the other, each as soon as the last one is answered.
-
-What a client sends while it is being answered waits, and before long so does the client.
-"""
+"""The reading half of a connection: takes one request after the other, each as soon as the last one is answered."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from serve.errors import RequestError, TooLargeError
-from serve.http.admission import options_answer
+from serve.http.admission import Place, options_answer
 from serve.http.exchange import Exchange
 from serve.http.failures import ExpectationError, answer_failure
 from serve.http.incoming import IncomingBody
+from serve.http.intake import ByteIntake
 from serve.http.message import Response
 from serve.http.parsing import RequestHead, RequestParser
+from serve.http.states import BODY, BUSY, CHUNKED, HEAD
 
 if TYPE_CHECKING:
-    from serve.http.router import Route
     from serve.http.shared import Shared
 
-__all__ = ["BODY", "BUSY", "CHUNKED", "CLOSING", "HEAD", "LINGER", "READ_BYTES", "RequestReader"]
+__all__ = ["RequestReader"]
 
-HEAD: Final = 0
-"""Waits for a request, or reads its head."""
-BODY: Final = 1
-"""Reads a body whose length is known."""
-CHUNKED: Final = 2
-"""Reads a body that comes in chunks."""
-BUSY: Final = 3
-"""A request is being answered."""
-LINGER: Final = 4
-"""Was refused; what it still sends is thrown away."""
-CLOSING: Final = 5
-"""Closes, or is closed."""
-
-READ_BYTES: Final = 128 << 10
-_MAX_REST_BYTES = 64 << 10
 _MAX_IGNORED_BODY_BYTES = 64 << 10  # of a refused request whose connection is kept
-_MAX_TURNS = 16  # requests of one connection that are answered before others get their turn
+_MAX_LAST_BYTES = 4 << 10
 
 
-class RequestReader(asyncio.BufferedProtocol):
+@dataclass(frozen=True, slots=True)
+class _LastHead:
+    """A head that was admitted. Clients send the same one again and again, and what was found out of it still holds."""
+
+    raw: bytes
+    head: RequestHead
+    place: Place
+
+
+class RequestReader(ByteIntake):
     """Reads requests and gives them to their handlers.
 
     Attributes:
-        state: One of those above.
-        deadline: On `time.monotonic`; when the present state has lasted too long. Does not count while busy.
-        exchange: The request whose body is read, or that is being answered.
         peer: The client's address.
         num_requests: Heads that were read.
     """
@@ -59,51 +48,27 @@ class RequestReader(asyncio.BufferedProtocol):
         "_body_deadline",
         "_body_length",
         "_body_limit",
-        "_is_direct",
-        "_is_feeding",
-        "_is_paused",
-        "_is_waiting_turn",
-        "_num_ignored",
-        "_own_buffer",
+        "_last",
         "_parser",
-        "_rest",
-        "_shared",
-        "deadline",
-        "exchange",
         "num_requests",
         "peer",
-        "state",
     )
 
     def __init__(self, shared: Shared) -> None:
-        self.state: int = HEAD
-        self.deadline = 0.0
-        self.exchange: Exchange | None = None
+        super().__init__(shared)
         self.peer = ""
         self.num_requests = 0
-        self._shared = shared
         self._parser = RequestParser(shared.limits)
-        self._own_buffer: bytearray | None = None
+        self._last: _LastHead | None = None
         self._body: IncomingBody | None = None
-        self._body_deadline = 0.0
+        self._body_deadline = 0.0  # 0 until the first piece has come
         self._body_length = 0
         self._body_limit = 0
-        self._is_direct = False  # whether the loop reads straight to the body
-        self._rest: bytearray | None = None  # what came after the request that is being answered
-        self._is_paused = False
-        self._is_feeding = False
-        self._is_waiting_turn = False
-        self._num_ignored = 0
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing of a next request has come."""
         return self._parser.head_bytes == 0 and self._rest is None
-
-    @property
-    def has_rest(self) -> bool:
-        """Whether the client has sent more than the request that is being answered."""
-        return self._rest is not None
 
     def await_request(self) -> None:
         """Read the next request, or go on with what has come of it already."""
@@ -114,171 +79,97 @@ class RequestReader(asyncio.BufferedProtocol):
 
     def ignore_rest(self) -> None:
         """From now on throw away what comes."""
-        self.state = LINGER
-        self._rest = self._body = None
+        super().ignore_rest()
+        self._body = None
         self._parser.forget()
-        if self._is_paused:
-            self._is_paused = False
-            self.go_on_reading()
 
     def forget(self) -> None:
         """Let go of all memory."""
         self._parser.forget()
-        self._rest = self._body = self._own_buffer = None
-
-    # What the loop calls.
-
-    def get_buffer(self, _size_hint: int) -> memoryview:
-        """Where to read to: the body's own place when one is coming."""
-        if self.state == BODY:
-            self._is_direct = True
-            return self._get_body().room()
-        buffer = self._shared.buffer
-        if buffer is None:
-            self._own_buffer = buffer = self._own_buffer or bytearray(READ_BYTES)
-        return memoryview(buffer)
-
-    def buffer_updated(self, num_bytes: int) -> None:
-        """Take what was read."""
-        self._shared.counters.bytes_in += num_bytes
-        if not self._is_direct:
-            buffer = self._shared.buffer or self._own_buffer
-            assert buffer is not None
-            self._feed(buffer, memoryview(buffer), 0, num_bytes)
-            return
-        self._is_direct = False
-        if self.state == BODY:
-            body = self._get_body()
-            body.filled += num_bytes
-            if body.is_whole:
-                self._finish_body(body)
-            else:
-                self._extend_deadline()
-
-    # The way of the bytes.
-
-    def _feed(self, data: bytearray, view: memoryview, start: int, end: int) -> None:
-        """Use up what was read; what cannot be used yet is kept."""
-        if self._rest is not None and self.state != LINGER:
-            self._keep(view[start:end])  # it is not its turn yet
-            return
-        self._is_feeding = True
-        turns = 0
-        try:
-            while start < end:
-                state = self.state
-                if state == HEAD and turns < _MAX_TURNS:
-                    turns += 1
-                    start = self._read_head(data, view, start, end)
-                elif state == BODY:
-                    start = self._read_body(view, start, end)
-                elif state == CHUNKED:
-                    start = self._parser.feed_chunks(data, view, start, end)
-                    self._look_at_chunks()
-                else:
-                    self._leave_over(view[start:end])
-                    break
-        except RequestError as error:
-            self.refuse(error, None if self.exchange is None else self.exchange.route)
-        finally:
-            self._is_feeding = False
-        if self.state in (BODY, CHUNKED):
-            self._extend_deadline()
-
-    def _leave_over(self, piece: memoryview) -> None:
-        if self.state == LINGER:
-            self._num_ignored += len(piece)
-            if self._num_ignored > self._shared.limits.max_body_bytes:
-                self.abort()
-        elif self.state != CLOSING:
-            self._keep(piece)
-            if self.state == HEAD:
-                self._call_continue()
-
-    def _keep(self, piece: memoryview) -> None:
-        if self._rest is None:
-            self._rest = bytearray(piece)
-        else:
-            self._rest += piece
-        if len(self._rest) > _MAX_REST_BYTES and not self._is_paused:
-            self._is_paused = True
-            self.stop_reading()
-
-    def _call_continue(self) -> None:
-        if not self._is_waiting_turn:
-            self._is_waiting_turn = True
-            self._shared.loop.call_soon(self._continue)
-
-    def _continue(self) -> None:
-        """Go on with what came while a request was being answered."""
-        self._is_waiting_turn = False
-        rest = self._rest
-        if rest is None or self.state != HEAD:
-            return
-        self._rest = None
-        self._feed(rest, memoryview(rest), 0, len(rest))
-        if self._is_paused and self._rest is None and self.state != CLOSING:
-            self._is_paused = False
-            self.go_on_reading()
+        self._rest = self._body = self._own_buffer = self._last = None
 
     # Heads.
 
     def _read_head(self, data: bytearray, view: memoryview, start: int, end: int) -> int:
         parser = self._parser
-        if parser.head_bytes == 0:
+        is_begin = parser.head_bytes == 0
+        if is_begin:
+            last = self._last
+            if last is not None and data.startswith(last.raw, start, end):
+                self._count_request()
+                self._take(self._open(last.head, last.place), last.head)
+                return start + len(last.raw)
             self.deadline = time.monotonic() + self._shared.limits.header_timeout_s
         stop = parser.feed_head(data, view, start, end)
         if parser.is_head_done:
-            self.num_requests += 1
-            self._shared.counters.requests += 1
-            self._admit(parser.take_head(), is_more=stop < end)
+            self._count_request()
+            head = parser.take_head()
+            place = self._admit(head, is_more=stop < end)
+            if place is not None and is_begin and stop - start <= _MAX_LAST_BYTES:
+                self._last = _LastHead(bytes(view[start:stop]), head, place)
         return stop
 
-    def _admit(self, head: RequestHead, *, is_more: bool) -> None:
-        """Refuse what may be refused by the head alone; else take the body, or answer at once when there is none.
+    def _count_request(self) -> None:
+        self.num_requests += 1
+        self._shared.counters.requests += 1
 
-        Raises:
-            MalformedError: And the connection is to be closed.
-        """
-        admission, headers, method = self._shared.admission, head.headers, head.method
-        place = admission.place(method, head.target, headers)
+    def _open(self, head: RequestHead, place: Place) -> Exchange:
         exchange = self.new_exchange(head, place.target.path, place.target.query)
         exchange.route = place.route
         if place.params:
             exchange.params = place.params.copy()
-        expect = headers.get(b"expect")
-        allow = options_answer(place, method) if method == "OPTIONS" else None
-        if allow is not None:
-            exchange.refusal = Response(204, b"", b"", ((b"allow", allow.encode()),))
-        else:
-            try:
-                admission.check(place, method, headers, head.length)
-                if expect is not None and expect.lower() != b"100-continue":
-                    raise ExpectationError("the only expectation that is met here is 100-continue")
-            except RequestError as error:
-                self._shared.counters.count_error(error.reason)
-                exchange.refusal = answer_failure(error, place.route)
-        if head.length == 0 and not head.is_chunked:
-            self._dispatch(exchange)
-            return
-        if exchange.refusal is not None and (
-            head.is_chunked or expect is not None or head.length > _MAX_IGNORED_BODY_BYTES
-        ):
-            self.refuse_with(exchange.refusal)
-            return
-        if expect is not None and not is_more and not head.is_http_1_0:
-            self.ask_for_body()
-        self._await_body(exchange, head)
+        return exchange
 
-    def _await_body(self, exchange: Exchange, head: RequestHead) -> None:
-        self.exchange = exchange
-        self._body_deadline = time.monotonic() + self._shared.limits.body_timeout_s
-        if head.is_chunked:
+    def _admit(self, head: RequestHead, *, is_more: bool) -> Place | None:
+        """Refuse what may be refused by the head alone; else take the body, or answer at once when there is none.
+
+        Returns:
+            Where the request goes, if the next one with the same head may go there without being looked at.
+
+        Raises:
+            MalformedError: And the connection is to be closed.
+        """
+        place = self._shared.admission.place(head.method, head.target, head.headers)
+        exchange = self._open(head, place)
+        expect = head.headers.get(b"expect")
+        exchange.refusal = refusal = self._find_refusal(head, place, expect)
+        has_body = head.is_chunked or head.length > 0
+        if refusal is not None and has_body:
+            if head.is_chunked or expect is not None or head.length > _MAX_IGNORED_BODY_BYTES:
+                self.refuse_with(refusal)
+                return None
+        elif expect is not None and has_body and not is_more and not head.is_http_1_0:
+            self.ask_for_body()
+        self._take(exchange, head)
+        return place if refusal is None and expect is None and not head.is_chunked else None
+
+    def _find_refusal(self, head: RequestHead, place: Place, expect: bytes | None) -> Response | None:
+        allow = options_answer(place, head.method) if head.method == "OPTIONS" else None
+        if allow is not None:
+            return Response(204, b"", b"", ((b"allow", allow.encode()),))
+        try:
+            self._shared.admission.check(place, head.method, head.headers, head.length)
+            if expect is not None and expect.lower() != b"100-continue":
+                raise ExpectationError("the only expectation that is met here is 100-continue")
+        except RequestError as error:
+            self._shared.counters.count_error(error.reason)
+            return answer_failure(error, place.route)
+        return None
+
+    def _take(self, exchange: Exchange, head: RequestHead) -> None:
+        """Wait for the body, or give the request to its handler when there is none."""
+        if head.length:
+            self.exchange = exchange
+            self._body_length = head.length
+            self._body_deadline = 0.0
+            self.state = BODY
+        elif head.is_chunked:
+            self.exchange = exchange
             self._body_limit = self._shared.admission.body_limit(exchange.route)
+            self._body_deadline = 0.0
             self.state = CHUNKED
         else:
-            self._body_length = head.length
-            self.state = BODY
+            self._dispatch(exchange)
 
     # Bodies.
 
@@ -307,7 +198,8 @@ class RequestReader(asyncio.BufferedProtocol):
         self.exchange.body = body.take()
         self._dispatch(self.exchange)
 
-    def _look_at_chunks(self) -> None:
+    def _read_chunks(self, data: bytearray, view: memoryview, start: int, end: int) -> int:
+        stop = self._parser.feed_chunks(data, view, start, end)
         if len(self._parser.chunks) > self._body_limit:
             raise TooLargeError(f"the body has more than {self._body_limit:,} bytes")
         if self._parser.is_message_done:
@@ -315,9 +207,13 @@ class RequestReader(asyncio.BufferedProtocol):
             assert exchange is not None
             exchange.body = self._parser.take_chunks()
             self._dispatch(exchange)
+        return stop
 
     def _extend_deadline(self) -> None:
-        self.deadline = min(time.monotonic() + self._shared.limits.read_timeout_s, self._body_deadline)
+        now, limits = time.monotonic(), self._shared.limits
+        if not self._body_deadline:
+            self._body_deadline = now + limits.body_timeout_s
+        self.deadline = min(now + limits.read_timeout_s, self._body_deadline)
 
     def _dispatch(self, exchange: Exchange) -> None:
         """Give the request to its handler."""
@@ -336,15 +232,11 @@ class RequestReader(asyncio.BufferedProtocol):
             if awaitable is not None:
                 exchange.run(awaitable)
 
-    # What the other half does.
+    # What the writer does.
 
     @abstractmethod
     def new_exchange(self, head: RequestHead, path: str, query: str) -> Exchange:
         """A request of this connection."""
-
-    @abstractmethod
-    def refuse(self, error: RequestError, route: Route | None) -> None:
-        """Answer with an error and close, for the rest of what the client sends cannot be told apart."""
 
     @abstractmethod
     def refuse_with(self, response: Response) -> None:
@@ -353,15 +245,3 @@ class RequestReader(asyncio.BufferedProtocol):
     @abstractmethod
     def ask_for_body(self) -> None:
         """Tell the client that its body is welcome."""
-
-    @abstractmethod
-    def stop_reading(self) -> None:
-        """Leave what the client sends in the system's buffers."""
-
-    @abstractmethod
-    def go_on_reading(self) -> None:
-        """Read again."""
-
-    @abstractmethod
-    def abort(self) -> None:
-        """Close at once."""

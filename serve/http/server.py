@@ -14,7 +14,7 @@ from serve.access import Access
 from serve.config import Limits
 from serve.http.admission import Admission
 from serve.http.connection import Connection
-from serve.http.reading import READ_BYTES
+from serve.http.intake import READ_BYTES
 from serve.http.router import Router
 from serve.http.shared import Counters, Shared
 from serve.http.sockets import BACKLOG, listen, raise_descriptor_limit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import re
 import sys
 from dataclasses import dataclass
@@ -52,7 +53,12 @@ def children_of(pid: int | None = None) -> list[int]:
 
 
 def release_memory() -> None:
-    """Give freed memory back to the system, where the C library keeps it; takes some milliseconds, on any thread."""
+    """Give what is no longer used back to the system; takes some milliseconds, on any thread.
+
+    An output of ONNX Runtime keeps all memory of its session, weights included, so that one forgotten request in a
+    cycle of references keeps a whole model: cycles are collected first.
+    """
+    gc.collect()
     if (trim := _trim()) is not None:
         trim(0)
 

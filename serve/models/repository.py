@@ -29,6 +29,7 @@ __all__ = ["IndexEntry", "Repository", "State"]
 
 _LOG = logging.getLogger(__name__)
 _LOADING_THREADS = 2
+_PATIENCE_S = 120.0
 
 
 class Repository:
@@ -36,7 +37,10 @@ class Repository:
 
     The last order wins: a model that is unloaded while it is being loaded stays unloaded, and its load fails. Loads of
     one name are done one after the other. A model that is replaced finishes what it has been given, and only then is
-    closed; the next load of its name waits for that, so there are never more than two of one version in memory.
+    closed; the next load of its name waits for that, so there are hardly ever more than two of one in memory.
+
+    Replace an artifact's folder by renaming a finished one, as `edgesmith` does: weights may be mapped into memory, so
+    that whoever writes into a file changes the model that is running.
 
     Args:
         config: The models to begin with, and the folder of those that can be loaded by name.
@@ -62,6 +66,7 @@ class Repository:
         self._ready: dict[str, dict[str | None, Model]] = {}  # None: the version that answers where none is named
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._retiring: set[Model] = set()
         self._pool = ThreadPoolExecutor(_LOADING_THREADS, thread_name_prefix="loading")
         self._is_closed = False
         for spec in config.models:
@@ -186,8 +191,8 @@ class Repository:
 
     async def _load(self, spec: ModelSpec, entry: Entry, num_unloads: int) -> None:
         async with self._locks[spec.name]:
-            if entry.closing is not None:
-                await asyncio.wait([entry.closing])
+            if entry.closing is not None:  # for a while: one that hangs must not keep out what replaces it
+                await asyncio.wait([entry.closing], timeout=_PATIENCE_S)
             if entry.num_unloads != num_unloads:
                 raise _unloaded(spec)
             if entry.loaded is None:
@@ -236,7 +241,7 @@ class Repository:
         verb = "loaded" if old is None else "replaced"
         _LOG.info("%s %s %s from %s: %s", verb, spec.name, spec.version, spec.path, loaded.report)
         if old is not None:
-            entry.closing = self._run(self._retire(old.model, _patience(spec, self._config)))
+            entry.closing = self._run(self._retire(old.model, None))
 
     def _publish(self, name: str) -> None:
         """Make the look-up of one name anew; readers see the old one or the new one."""
@@ -249,10 +254,12 @@ class Repository:
 
     async def _retire(self, model: Model, timeout_s: float | None) -> None:
         """Let a model finish what it was given, close it, and give its memory back."""
+        self._retiring.add(model)
         try:
             await model.close(timeout_s)
         except Exception:  # noqa: BLE001 - logged; what follows must be done all the same
             _LOG.exception("closing %s %s", model.name, model.version)
+        self._retiring.discard(model)
         del model
         await self._loop.run_in_executor(self._pool, release_memory)
 
@@ -281,12 +288,11 @@ class Repository:
         self._publish(entry.spec.name)
         closings = [] if entry.closing is None else [entry.closing]
         if loaded is not None:
-            patience_s = _patience(entry.spec, self._config) if timeout_s is None else timeout_s
-            entry.closing = self._run(self._retire(loaded.model, patience_s))
+            entry.closing = self._run(self._retire(loaded.model, timeout_s))
             closings.append(entry.closing)
         del loaded
         if closings:
-            await asyncio.wait(closings)
+            await asyncio.wait(closings, timeout=timeout_s)
         if entry.state == "UNLOADING":
             entry.state, entry.reason = "UNAVAILABLE", "unloaded"
 
@@ -297,7 +303,8 @@ class Repository:
             timeout_s: What is not finished then fails.
         """
         self._is_closed = True
-        await asyncio.gather(*(self._unload(entry, timeout_s) for entry in self._all()))
+        ends = [model.close(timeout_s) for model in self._retiring]  # they were given all the time they want
+        await asyncio.gather(*ends, *(self._unload(entry, timeout_s) for entry in self._all()))
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
@@ -305,8 +312,3 @@ class Repository:
 
 def _unloaded(spec: ModelSpec) -> NotReadyError:
     return NotReadyError(f"version {spec.version} of the model {spec.name} was unloaded before it was loaded")
-
-
-def _patience(spec: ModelSpec, config: ServerConfig) -> float | None:
-    """Seconds after which no request can be left that a model was given before."""
-    return None if spec.timeout_s is None else max(spec.timeout_s, config.drain_s)

@@ -25,7 +25,7 @@ __all__ = ["WarmUp", "warm_up"]
 Arrays = Mapping[str, NDArray[Any]]
 
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
-_BUDGET_S = 0.25
+_BUDGET_S, _SIZE_S = 0.25, 0.012  # for all sizes, and for the runs of one
 _SHORT, _LONG = 16, 512  # tokens of the rows that are timed, and the most of the longest row that is run once
 _FREE_AXES = (16, 64, 224)  # lengths that are tried for free axes of which nothing is known
 _QUICK_S = 0.02  # a run that takes longer is not repeated as often
@@ -106,10 +106,10 @@ def warm_up(
     """Run a model for the first time.
 
     Small and large inputs are run so that later requests find memory allocated. Unless `max_batch_size` is given,
-    batches of 1, 2, 4 … 128 rows are timed, for about a quarter of a second in all. The smallest batch is taken that
-    comes within 2 % of the most rows a second: it answers sooner, and its rows depend less on each other where the
-    model's arithmetic lets them (see `WarmUp.batch_effect`). It holds as a number of elements: where 16 texts of 16
-    tokens are best, texts of 128 tokens are run two at a time.
+    batches of 1, 2, 4 … 128 rows are timed, for about a quarter of a second of processor time in all. The smallest
+    batch is taken that comes within 2 % of the most rows a second: it answers sooner, and its rows depend less on each
+    other where the model's arithmetic lets them (see `WarmUp.batch_effect`). It holds as a number of elements: where 16
+    texts of 16 tokens are best, texts of 128 tokens are run two at a time.
 
     Args:
         run: The engine's.
@@ -215,19 +215,19 @@ def _made_up(signature: Signature, layout: Layout, free: int) -> dict[str, NDArr
 def _time_sizes(run: Run, rows: _Rows, sizes: tuple[int, ...], clock: Callable[[], float]) -> dict[int, float]:
     """Seconds of one run of each size, the least of a few; ends early when the budget is spent or it gets slower."""
     found: dict[int, float] = {}
-    began = time.perf_counter()
+    began = clock()
     for size in sizes:
         arrays = rows.take(size)
         run(arrays)
-        least, repeats = float("inf"), 0
-        while repeats < 2 or (repeats < 8 and time.perf_counter() - began < _BUDGET_S * (len(found) + 1) / len(sizes)):
+        taken: list[float] = []
+        while len(taken) < 2 or (len(taken) < 8 and sum(taken) < _SIZE_S):
             start = clock()
             run(arrays)
-            least, repeats = min(least, clock() - start), repeats + 1
-        found[size] = max(least, 1e-9)
-        if time.perf_counter() - began > _BUDGET_S:
+            taken.append(clock() - start)
+        found[size] = max(min(taken), 1e-9)
+        if clock() - began > _BUDGET_S:
             break
-        speeds = [size / taken for size, taken in found.items()]
+        speeds = [size / least for size, least in found.items()]
         if len(speeds) > 2 and max(speeds[-2:]) < 0.9 * max(speeds):
             break
     return found

@@ -37,21 +37,31 @@ _GUARDED = {
 _NAMES: Mapping[str, Schema] = {
     "model": text("Name of a model.", pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,255}$"),
     "version": text("Version of it.", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"),
-    "region": text("Name of a region of shared memory.", pattern=r"^[A-Za-z0-9._-]{1,255}$"),
+    "region": text("Name of a region of shared memory.", minLength=1),
 }
 
 
-def describe(routes: Iterable[Route], *, limits: Limits | None = None, has_keys: bool = False) -> dict[str, Any]:
+def describe(
+    routes: Iterable[Route], *, limits: Limits | None = None, has_keys: bool = False, has_admin: bool = False
+) -> dict[str, Any]:
     """Write the document.
 
     Args:
         routes: All of the server's.
         limits: Of the server, for the bounds of what may be asked.
         has_keys: Whether users need a key.
+        has_admin: Whether there is an admin's token; without it no credentials open the admin's routes.
     """
+    needed: dict[str, list[dict[str, list[str]]]] = {
+        "open": [],
+        "user": [{"key": []}] if has_keys else [],
+        "admin": [{"admin": []}] if has_admin else [],
+    }
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        paths.setdefault(route.pattern, {})[route.method.lower()] = _operation(route, has_keys=has_keys)
+        paths.setdefault(route.pattern, {})[route.method.lower()] = _operation(route) | {
+            "security": needed[route.access]
+        }
     return {
         "openapi": "3.1.0",
         "info": {
@@ -76,7 +86,7 @@ def missing_operations(routes: Iterable[Route]) -> list[str]:
     return [name for route in routes if (name := f"{route.method} {route.pattern}") not in OPERATIONS]
 
 
-def _operation(route: Route, *, has_keys: bool) -> dict[str, Any]:
+def _operation(route: Route) -> dict[str, Any]:
     name = f"{route.method} {route.pattern}"
     known = OPERATIONS.get(name) or Operation(summary=name, tag=route.protocol, answers={})
     said: dict[str, Any] = {
@@ -85,7 +95,6 @@ def _operation(route: Route, *, has_keys: bool) -> dict[str, Any]:
         "tags": [known.tag],
         "parameters": _parameters(route, known),
         "responses": _responses(route, known),
-        "security": _security(route, has_keys=has_keys),
     }
     if known.description:
         said["description"] = known.description
@@ -110,7 +119,9 @@ def _responses(route: Route, known: Operation) -> dict[str, Any]:
     if known.body is not None and "model" not in route.pattern:
         statuses[404] = "There is no such model."
     statuses |= known.statuses
-    error = _content({JSON: ref(_ERRORS.get(route.protocol, "Error"))})
+    own, plain = ref(_ERRORS.get(route.protocol, "Error")), ref("Error")
+    # What goes wrong before the path is known has no protocol's form.
+    error = _content({JSON: own if own == plain else {"anyOf": [own, plain]}})
     answers = {str(status): {"description": text, "content": error} for status, text in sorted(statuses.items())}
     if known.answers:
         answers = {"200": {"description": "Done.", "content": _content(known.answers)}, **answers}
@@ -123,9 +134,3 @@ def _responses(route: Route, known: Operation) -> dict[str, Any]:
 
 def _content(schemas: Mapping[str, Schema]) -> dict[str, Any]:
     return {kind: {"schema": schema} for kind, schema in schemas.items()}
-
-
-def _security(route: Route, *, has_keys: bool) -> list[dict[str, list[str]]]:
-    if route.access == "admin":
-        return [{"admin": []}]
-    return [{"key": []}] if route.access == "user" and has_keys else []

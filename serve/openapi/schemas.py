@@ -160,6 +160,7 @@ def _requests(max_tokens: int) -> dict[str, Schema]:
         "CompletionRequest": record(
             {"model": _MODEL, "prompt": {"anyOf": [text(), array(text(), minItems=1)]}},
             {**_sampling(max_tokens), "logprobs": maybe(whole(0, 5)), "echo": maybe({"type": "boolean"})},
+            additionalProperties=False,
         ),
         "ChatRequest": record(
             {"model": _MODEL, "messages": array(_MESSAGE, minItems=1)},
@@ -170,6 +171,7 @@ def _requests(max_tokens: int) -> dict[str, Schema]:
                 "top_logprobs": maybe(whole(0, 20)),
                 "response_format": maybe(record({"type": text(enum=["text", "json_object", "json_schema"])})),
             },
+            additionalProperties=False,
         ),
     }
 

@@ -37,15 +37,27 @@ function fillTraffic(box, arms) {
     arms.filter(([, one]) => one.shadow).map(([version, one]) => shadowTable(version, one.shadow)));
 }
 
-const plain = (value) => (isNumber(value) ? Number(value.toPrecision(4)).toString() : value === null || value === undefined ? "–" : typeof value === "object" ? JSON.stringify(value) : String(value));
+/** How often a feature's values fall into each bin, in the reference and now. */
+function binTable(feature) {
+  const most = Math.max(1e-9, ...feature.reference, ...feature.window);
+  const rows = feature.bins.map((name, i) => [name, percent(feature.reference[i]), percent(feature.window[i]),
+    [bar(feature.reference[i] / most), bar(feature.window[i] / most, feature.state === "alarm" ? "fail" : "first")]]);
+  return h("details", {}, h("summary", {}, `${feature.name}: reference and now`), h("div", { class: "wide", tabindex: "0" },
+    table(["", "Reference", "Now", ""], rows, { label: feature.name })));
+}
 
 function fillDrift(box, drift) {
   if (!drift) return fill(box);
-  const { features = [], state, ...more } = drift;
-  const isAlarm = features.some((one) => one.is_alarm ?? one.alarm) || state === "drift" || state === "alarm";
-  const columns = [...new Set(features.flatMap((one) => Object.keys(one)))];
-  return fill(box, h("h3", {}, "Drift ", pill(`${isAlarm ? "✕" : state === "ok" ? "✓" : "?"} ${state}`, isAlarm ? "bad" : state === "ok" ? "good" : "open")),
-    h("p", {}, Object.entries(more).filter(([, value]) => typeof value !== "object").map(([name, value]) => `${name.replaceAll("_", " ")}: ${plain(value)}`).join(" · ")),
-    features.length ? h("div", { class: "wide", tabindex: "0" }, table(columns.map((name) => name.replaceAll("_", " ")),
-      features.map((one) => columns.map((name) => plain(one[name]))), { label: "Drift" })) : null);
+  const open = [...box.querySelectorAll("details[open]")].map((one) => one.dataset.name);
+  const kinds = { ok: ["good", "✓ as in the reference"], alarm: ["bad", "✕ changed"] };
+  const stateOf = (state) => pill(...(kinds[state] ?? ["open", `? ${state}`]).toReversed());
+  const { window, features } = drift;
+  const rows = features.map((one) => [one.name, stateOf(one.state), plain(one.distance), plain(one.statistic), plain(one.threshold), plain(one.p_adjusted)]);
+  const details = features.map((one) => Object.assign(binTable(one), { open: open.includes(one.name) }));
+  details.forEach((one, i) => { one.dataset.name = features[i].name; });
+  return fill(box, h("h3", {}, "Drift ", stateOf(drift.state)),
+    h("p", {}, `Requests against the artifact's reference of ${figure(drift.reference_rows)} rows. ${figure(drift.windows)} windows were looked at, ${figure(drift.alarms)} with an alarm; the next has ${figure(window.rows)} of ${figure(window.needed)} rows.`),
+    rows.length ? h("div", { class: "wide stacked" }, table(["Feature", "State", "Distance", "Statistic", "Threshold", "p, adjusted"], rows, { label: "Drift", numText: 2 })) : null, details);
 }
+
+const plain = (value) => (isNumber(value) ? Number(value.toPrecision(3)).toString() : "–");

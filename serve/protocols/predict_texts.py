@@ -9,7 +9,7 @@ from typing import Any
 
 from edgesmith.errors import EdgesmithError
 from edgesmith.tasks import Prediction
-from serve.errors import EngineFailedError, MalformedError
+from serve.errors import EngineFailedError, MalformedError, TooLargeError
 from serve.models.job import GenerationJob
 from serve.models.text_model import TextModel
 from serve.protocols.identity import sticky_key
@@ -21,6 +21,7 @@ from serve.runtime.generation import Sampling, TextChunk
 __all__ = ["generate_rows"]
 
 DEFAULT_MAX_TOKENS = 128
+_MOST_CHARS_PER_TOKEN = 256
 _COLUMNS = ("text", "prompt", "messages")
 
 
@@ -42,6 +43,7 @@ async def generate_rows(
         EdgesmithError: A row or option is not what it should be, or the model failed.
     """
     try:
+        _check_sizes(model, rows)
         max_tokens, sampling = _read_options(options, call.service.limits.max_tokens)
         prompts = await workers("prompts").run(
             lambda: [_prompt(model, row, number) for number, row in enumerate(rows, 1)]
@@ -52,6 +54,17 @@ async def generate_rows(
     if not model.can_generate:
         return await _embed(call, model, prompts)
     return [await _generate(call, model, prompt, max_tokens, sampling) for prompt in prompts]
+
+
+def _check_sizes(model: TextModel, rows: Sequence[PredictRow]) -> None:
+    """Refuse what no context holds before it is split into tokens."""
+    most = model.context_length * _MOST_CHARS_PER_TOKEN
+    for number, row in enumerate(rows, start=1):
+        if (num_chars := len(str(row))) > most:
+            raise TooLargeError(
+                f"row {number} has {num_chars:,} characters; the model takes {model.context_length} tokens",
+                mend="Shorten it.",
+            )
 
 
 def _read_options(options: Mapping[str, str], most: int) -> tuple[int, Sampling]:
@@ -133,6 +146,7 @@ async def _generate(call: Call, model: TextModel, prompt: str, max_tokens: int, 
             protocol=call.protocol,
             key=sticky_key(call.request),
             request_id=call.identity,
+            is_named=call.version is not None,
         )
         await finished
     except BaseException:

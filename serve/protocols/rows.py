@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgesmith.errors import UnsupportedError
 from edgesmith.tasks import Example, ImageClassification, ServedTask
-from serve.errors import ModelNotFoundError, NotReadyError, RequestError
+from serve.errors import NotReadyError, RequestError, TooLargeError
 from serve.http.message import Request
 from serve.models.graph_model import GraphModel
 from serve.models.job import Job
@@ -30,6 +30,8 @@ Input: TypeAlias = "Example | str | tuple[str, str] | bytes | bytearray | memory
 _NUM_AT_ONCE = 2  # pieces of one request in the queue, so that a large one leaves room for others
 _MAX_SWAPS = 3
 _SHORT_CHARS = 2000  # so many are tokenized in about the time that a change of threads takes
+_MAX_CHARS = 1 << 18
+"""Of one text, and of texts that are tokenized together, which takes some 170 bytes a character and a microsecond."""
 
 
 class ClientGoneError(RequestError):
@@ -61,13 +63,7 @@ def choose_model(call: Call) -> GraphModel | TextModel:
     Raises:
         RequestError: There is none, or it is not ready.
     """
-    service = call.service
-    if call.version is not None or (chosen := service.traffic.choose(call.name, sticky_key(call.request))) is None:
-        return service.model(call.name, call.version)
-    try:
-        return service.model(call.name, chosen)
-    except (ModelNotFoundError, NotReadyError):
-        return service.model(call.name, service.traffic.control(call.name))
+    return call.service.choose(call.name, call.version, sticky_key(call.request))
 
 
 def task_of(model: GraphModel) -> ServedTask:
@@ -158,9 +154,24 @@ class _Run(Generic[Result]):
 
     def _pieces(self) -> list[list[int]]:
         """Places of the inputs that run together: no more than the model takes, of similar length."""
-        order = sorted(range(len(self.inputs)), key=lambda index: _length(self.inputs[index]))
+        if isinstance(self.task, ImageClassification):  # bounded by their bytes and pixels
+            return [[index] for index in range(len(self.inputs))]
+        lengths = [_length(given) for given in self.inputs]
         size = max(1, self.model.max_batch_size)
-        return [order[begin : begin + size] for begin in range(0, len(order), size)]
+        pieces: list[list[int]] = []
+        num_chars = 0
+        for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+            if lengths[index] > _MAX_CHARS:
+                raise TooLargeError(
+                    f"text {index} has {lengths[index]:,} characters; at most {_MAX_CHARS:,} are taken",
+                    mend="Cut it: the model looks at some hundred words.",
+                )
+            num_chars += lengths[index]
+            if not pieces or len(pieces[-1]) == size or num_chars > _MAX_CHARS:
+                pieces.append([])
+                num_chars = lengths[index]
+            pieces[-1].append(index)
+        return pieces
 
     async def _run_piece(self, piece: Sequence[int], results: dict[int, Result]) -> None:
         if self.is_gone:
@@ -198,6 +209,7 @@ class _Run(Generic[Result]):
             protocol=call.protocol,
             key=sticky_key(call.request),
             request_id=call.identity,
+            is_named=call.version is not None,
         )
         self.jobs.add(job)
         if answering is not self.model:

@@ -93,7 +93,14 @@ def _openapi(service: Service, others: Sequence[Route], own: list[Route]) -> Han
         if not written:
             from serve.openapi import describe
 
-            written.append(dump_json(describe([*others, *own], has_keys=bool(service.config.api_keys))))
+            config = service.config
+            document = describe(
+                [*others, *own],
+                limits=config.limits,
+                has_keys=bool(config.api_keys),
+                has_admin=config.admin_token is not None,
+            )
+            written.append(dump_json(document))
         request.respond(Response(200, written[0], headers=((b"cache-control", b"no-cache"), _NO_STORE[1])))
 
     return answer

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.config import Limits
-from serve.errors import MalformedError, TooLargeError
+from serve.errors import MalformedError
 from serve.protocols.grpc.messages import message_class
 from serve.protocols.oip.answer import pick_outputs
 from serve.protocols.oip.inference import Inference, OutputWish, check_parameters, read_classes, read_timeout
@@ -20,6 +20,7 @@ from serve.protocols.oip.tensors import (
     DATATYPES,
     array_from_bytes,
     check_shape,
+    check_size,
     datatype_of,
     dtype_of,
     pack_texts,
@@ -64,16 +65,16 @@ def read_message(message: Any, limits: Limits) -> Inference:
         name, shape = tensor.name, list(tensor.shape)
         if not name or name in arrays:
             raise MalformedError("every input needs a name of its own")
-        dtype_of(name, tensor.datatype)
-        count = check_shape(name, shape)
-        if shape and shape[0] > limits.max_rows:
-            raise TooLargeError(f"the input {name!r} has {shape[0]} rows; {limits.max_rows} are allowed at a time")
+        dtype = dtype_of(name, tensor.datatype)
+        count = check_shape(name, shape, limits.max_rows)
         check_parameters(f"the input {name!r}", tensor.parameters)
         if raw:
             if tensor.HasField("contents"):
                 raise MalformedError(f"the input {name!r} has both contents and raw_input_contents")
             data = raw[index]
-            arrays[name] = array_from_bytes(name, tensor.datatype, shape, count, data, 0, len(data))
+            if dtype.kind != "O":
+                check_size(name, tensor.datatype, shape, len(data))
+            arrays[name] = array_from_bytes(name, tensor.datatype, shape, data, 0, len(data))
         else:
             arrays[name] = _read_contents(name, tensor, count).reshape(shape)
     parameters = _plain(message.parameters)
@@ -120,7 +121,7 @@ def _read_wishes(outputs: Any) -> Sequence[OutputWish] | None:
         parameters = _plain(output.parameters)
         check_parameters(f"the output {output.name!r}", parameters)
         wishes[output.name] = OutputWish(output.name, num_classes=read_classes(parameters))
-    return list(wishes.values())
+    return tuple(wishes.values())
 
 
 def make_message(

@@ -42,6 +42,7 @@ class Described:
         heads: Output name → its entry's begin in an answer, up to its shape.
         text_heads: The same of what texts are answered with.
         headers: Of every answer.
+        answers: Sizes and shapes of all outputs → the JSON and the headers of an answer that has them as bytes.
         platform: As Triton names it.
         backend: As Triton names it.
         max_batch_size: Rows that are run together; 0 for a graph without a batch axis.
@@ -70,6 +71,7 @@ class Described:
         self.text_head = _head(model.name + TEXT_SUFFIX, model.version)
         self.heads = _heads(self.outputs)
         self.text_heads = _heads((*self.text.outputs, *self.text.pair_outputs)) if self.text is not None else {}
+        self.answers: dict[tuple[tuple[int, ...], ...], tuple[bytes, tuple[tuple[bytes, bytes], ...]]] = {}
         self.headers = ((b"x-model-version", model.version.encode()),)
 
 

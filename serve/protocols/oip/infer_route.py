@@ -16,7 +16,7 @@ from serve.http.message import Buffer, Request, Response
 from serve.models.job import Job
 from serve.protocols.oip.answer import make_response
 from serve.protocols.oip.described import Described, describe_model, split_name
-from serve.protocols.oip.inference import Inference, deadline_of, read_inference
+from serve.protocols.oip.inference import Inference, InferenceReader, deadline_of
 from serve.protocols.oip.text_view import TextView
 from serve.service import Service
 
@@ -40,6 +40,7 @@ class InferRoute:
     def __init__(self, service: Service) -> None:
         self.service = service
         self.limits = service.limits
+        self.reader = InferenceReader(service.limits)
 
     def __call__(self, request: Request) -> Awaitable[None] | None:
         """Read the request and hand it over; the answer goes out from a callback."""
@@ -64,7 +65,7 @@ class InferRoute:
 
     def _begin(self, request: Request, body: Buffer) -> Awaitable[None] | None:
         try:
-            inference = read_inference(body, request.header(b"inference-header-content-length"), self.limits)
+            inference = self.reader.read(body, request.header(b"inference-header-content-length"))
             name, is_named = split_name(request.params["model"])
             call = _Call(self.service, request, inference, name)
             arrays: Mapping[str, NDArray[Any]] = inference.arrays

@@ -14,23 +14,24 @@ from numpy.typing import NDArray
 
 from edgesmith.errors import UnsupportedError
 from serve.config import Limits
-from serve.errors import MalformedError, TooLargeError
+from serve.errors import MalformedError
 from serve.http.message import Buffer
 from serve.json_text import parse_json
-from serve.protocols.oip.tensors import array_from_bytes, array_from_list, check_shape, dtype_of
+from serve.protocols.oip.tensors import array_from_bytes, array_from_list, check_shape, check_size, dtype_of
 
 __all__ = [
     "Inference",
+    "InferenceReader",
     "OutputWish",
     "check_parameters",
     "deadline_of",
     "read_classes",
-    "read_inference",
     "read_timeout",
 ]
 
 _NO_PARAMETERS: Mapping[str, Any] = {}
 _MAX_TIMEOUT_US = 10**12
+_MAX_KNOWN, _MAX_KNOWN_BYTES = 256, 4096
 
 
 @dataclass(slots=True)
@@ -67,34 +68,96 @@ class Inference:
     timeout_us: int = 0
 
 
-def read_inference(body: Buffer, json_length: bytes | None, limits: Limits) -> Inference:
-    """Read the body of a request.
+class InferenceReader:
+    """Reads the bodies of requests, and remembers the JSON of binary ones: clients send the same one again and again.
 
     Args:
-        body: JSON, with the bytes of tensors behind it if `json_length` is given.
-        json_length: The header `Inference-Header-Content-Length`.
         limits: The most that is read.
-
-    Raises:
-        MalformedError: It is not what the protocol says.
-        TooLargeError: An input has too many rows.
-        UnsupportedError: It asks for something that this server does not do.
     """
-    if json_length is None:
-        begin, text = len(body), body
-    else:
-        begin = _read_length(json_length, len(body))
-        text = memoryview(body)[:begin]
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._known: dict[bytes, _Head] = {}
+
+    def read(self, body: Buffer, json_length: bytes | None = None) -> Inference:
+        """Read the body of a request.
+
+        Args:
+            body: JSON, with the bytes of tensors behind it if `json_length` is given.
+            json_length: The header `Inference-Header-Content-Length`.
+
+        Raises:
+            MalformedError: It is not what the protocol says.
+            TooLargeError: An input has too many rows.
+            UnsupportedError: It asks for something that this server does not do.
+        """
+        if json_length is None:
+            head, begin = read_head(body, self.limits), len(body)
+        else:
+            begin = _read_length(json_length, len(body))
+            text = bytes(body[:begin])
+            known = self._known.get(text)
+            head = known if known is not None else self._learn(text)
+        if head.num_bytes != len(body) - begin:
+            raise MalformedError(
+                f"the inputs have {head.num_bytes} bytes by their binary_data_size, and {len(body) - begin} bytes are "
+                "behind the JSON",
+                mend="Send the length of the JSON in the header Inference-Header-Content-Length.",
+            )
+        arrays = {}
+        for part in head.inputs:
+            if part.array is not None:
+                arrays[part.name] = part.array
+            else:
+                arrays[part.name] = array_from_bytes(part.name, part.datatype, part.shape, body, begin, part.size)
+                begin += part.size
+        return Inference(arrays, head.outputs, head.id, head.is_binary, head.timeout_us)
+
+    def _learn(self, text: bytes) -> _Head:
+        head = read_head(text, self.limits)
+        if len(text) <= _MAX_KNOWN_BYTES and all(part.array is None for part in head.inputs):
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            self._known[text] = head
+        return head
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """An input: its array, or where it lies."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    array: NDArray[Any] | None = None
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What the JSON of a request says."""
+
+    inputs: tuple[_Part, ...]
+    num_bytes: int
+    outputs: Sequence[OutputWish] | None
+    id: str
+    is_binary: bool
+    timeout_us: int
+
+
+def read_head(text: Buffer, limits: Limits) -> _Head:
+    """Read the JSON of a request; see `InferenceReader.read`."""
     message = parse_json(text, max_depth=limits.max_json_depth)
     if type(message) is not dict:
         raise MalformedError("the body is no JSON object", mend='Send {"inputs": […]}.')
     parameters = _parameters(message, "request")
-    arrays = _read_inputs(message.get("inputs"), body, begin, limits)
+    inputs = _read_inputs(message.get("inputs"), limits)
     identifier = message.get("id", "")
     if type(identifier) is not str:
         raise MalformedError("the id of a request is a text")
-    return Inference(
-        arrays,
+    return _Head(
+        inputs,
+        sum(part.size for part in inputs),
         _read_outputs(message.get("outputs")),
         identifier,
         _flag(parameters, "binary_data_output") or False,
@@ -156,41 +219,39 @@ def _flag(parameters: Mapping[str, Any], name: str) -> bool | None:
     return value
 
 
-def _read_inputs(inputs: object, body: Buffer, begin: int, limits: Limits) -> dict[str, NDArray[Any]]:
+def _read_inputs(inputs: object, limits: Limits) -> tuple[_Part, ...]:
     if type(inputs) is not list or not inputs:
         raise MalformedError("the request has no inputs", mend='Send {"inputs": […]}.')
-    arrays: dict[str, NDArray[Any]] = {}
-    end = len(body)
+    parts: dict[str, _Part] = {}
     for entry in inputs:
         if type(entry) is not dict:
             raise MalformedError("an input is no object", mend='Send {"name", "shape", "datatype", "data"}.')
-        name: Any = entry.get("name")
-        datatype: Any = entry.get("datatype")
-        shape: Any = entry.get("shape")
-        if type(name) is not str or name in arrays:
+        name = entry.get("name")
+        if type(name) is not str or name in parts:
             raise MalformedError("every input needs a name of its own")
-        dtype_of(name, datatype)
-        count = check_shape(name, shape)
-        if shape and shape[0] > limits.max_rows:
-            raise TooLargeError(f"the input {name!r} has {shape[0]} rows; {limits.max_rows} are allowed at a time")
-        parameters = _parameters(entry, "input")
-        if "binary_data_size" not in parameters:
-            check_parameters(f"the input {name!r}", parameters)
-            arrays[name] = array_from_list(name, datatype, shape, count, entry.get("data"))
-            continue
-        size = parameters["binary_data_size"]
-        if type(size) is not int or not 0 <= size <= end - begin:
-            raise MalformedError(
-                f"binary_data_size of {name!r} is {str(size)[:40]}, and {end - begin} bytes are left behind the JSON",
-                mend="Send the length of the JSON in the header Inference-Header-Content-Length.",
-            )
-        if "data" in entry:
-            raise MalformedError(f"the input {name!r} has both data and binary_data_size")
-        arrays[name] = array_from_bytes(name, datatype, shape, count, body, begin, size)
-        begin += size
-    if begin != end:
-        raise MalformedError(f"{end - begin} bytes are left behind the last input")
-    return arrays
+        parts[name] = _read_input(name, entry, limits)
+    return tuple(parts.values())
+
+
+def _read_input(name: str, entry: dict[str, Any], limits: Limits) -> _Part:
+    datatype, shape = entry.get("datatype"), entry.get("shape")
+    dtype = dtype_of(name, datatype)
+    count = check_shape(name, shape, limits.max_rows)
+    assert isinstance(datatype, str)
+    assert isinstance(shape, list)
+    parameters = _parameters(entry, "input")
+    if "binary_data_size" not in parameters:
+        check_parameters(f"the input {name!r}", parameters)
+        array = array_from_list(name, datatype, shape, count, entry.get("data"))
+        return _Part(name, datatype, tuple(shape), array)
+    size = parameters["binary_data_size"]
+    if type(size) is not int or size < 0:
+        raise MalformedError(f"binary_data_size of {name!r} is {str(size)[:40]}; it is a number of bytes")
+    if "data" in entry:
+        raise MalformedError(f"the input {name!r} has both data and binary_data_size")
+    if dtype.kind != "O":
+        check_size(name, datatype, shape, size)
+    return _Part(name, datatype, tuple(shape), size=size)
 
 
 def _read_outputs(outputs: object) -> Sequence[OutputWish] | None:
@@ -206,7 +267,7 @@ def _read_outputs(outputs: object) -> Sequence[OutputWish] | None:
         parameters = _parameters(entry, "output")
         check_parameters(f"the output {name!r}", parameters)
         wishes[name] = OutputWish(name, _flag(parameters, "binary_data"), read_classes(parameters))
-    return list(wishes.values())
+    return tuple(wishes.values())
 
 
 def read_classes(parameters: Mapping[str, Any]) -> int:

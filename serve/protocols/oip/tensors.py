@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.errors import MalformedError
+from serve.errors import MalformedError, TooLargeError
 from serve.http.message import Buffer
 from serve.json_text import dump_json
 
@@ -26,6 +26,7 @@ __all__ = [
     "array_from_list",
     "bytes_of_array",
     "check_shape",
+    "check_size",
     "datatype_of",
     "dtype_of",
     "json_of_array",
@@ -52,6 +53,7 @@ DATATYPES: Mapping[str, np.dtype[Any]] = {
 run from NumPy arrays."""
 
 MAX_RANK = 32
+_SMALL_BYTES = 4096  # below, a copy costs less than a view
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,22 +104,36 @@ def dtype_of(name: str, datatype: object) -> np.dtype[Any]:
     return dtype
 
 
-def check_shape(name: str, shape: object) -> int:
+def check_shape(name: str, shape: object, max_rows: int) -> int:
     """Check a shape as a client sends it, and give the number of elements.
 
     Raises:
         MalformedError: It is no list of positive integers, or has too many axes.
+        TooLargeError: Its first axis is too long.
     """
     if type(shape) is not list or len(shape) > MAX_RANK:
         raise MalformedError(f"the input {name!r} needs a shape: a list of at most {MAX_RANK} integers")
     for size in shape:
         if type(size) is not int or size < 1:
             raise MalformedError(f"the input {name!r} has the shape {str(shape)[:80]}", mend="Sizes start at 1.")
+    if shape and shape[0] > max_rows:
+        raise TooLargeError(f"the input {name!r} has {shape[0]} rows; {max_rows} are allowed at a time")
     return math.prod(shape)
 
 
+def check_size(name: str, datatype: str, shape: Sequence[int], size: int) -> None:
+    """Check the number of bytes of a tensor of numbers.
+
+    Raises:
+        MalformedError: There are more or fewer than the shape asks for.
+    """
+    wanted = math.prod(shape) * DATATYPES[datatype].itemsize
+    if size != wanted:
+        raise MalformedError(f"the input {name!r} has {size} bytes; {datatype} of shape {list(shape)} has {wanted}")
+
+
 def array_from_bytes(
-    name: str, datatype: str, shape: Sequence[int], count: int, body: Buffer, begin: int, size: int
+    name: str, datatype: str, shape: Sequence[int], body: Buffer, begin: int, size: int
 ) -> NDArray[Any]:
     """Take a tensor from where it lies in a body: without a copy, unless its address does not suit its dtype.
 
@@ -127,25 +143,19 @@ def array_from_bytes(
         name: For messages.
         datatype: One of `DATATYPES`.
         shape: Checked by `check_shape`.
-        count: Its product.
         body: The whole body.
         begin: Of the tensor in it.
-        size: Of the tensor in bytes; not beyond the body.
+        size: Of the tensor in bytes, not beyond the body; for numbers checked by `check_size`.
 
     Raises:
-        MalformedError: The bytes are more or fewer than the shape asks for.
+        MalformedError: The bytes are no texts or truth values, or texts are more or fewer than the shape asks for.
     """
     if datatype == "BYTES":
-        return _unpack_texts(name, memoryview(body)[begin : begin + size], count).reshape(shape)
-    dtype = DATATYPES[datatype]
-    if size != count * dtype.itemsize:
-        raise MalformedError(
-            f"the input {name!r} has {size} bytes; {datatype} of shape {list(shape)} has {count * dtype.itemsize}"
-        )
-    array = np.frombuffer(body, dtype, count, begin)
+        return _unpack_texts(name, memoryview(body)[begin : begin + size], math.prod(shape)).reshape(shape)
+    array: NDArray[Any] = np.ndarray(shape, DATATYPES[datatype], body, begin)
     if datatype == "BOOL" and (array.view(np.uint8) > 1).any():
         raise MalformedError(f"the input {name!r} is BOOL and holds bytes other than 0 and 1")
-    return (array if array.flags.aligned else array.copy()).reshape(shape)
+    return array if array.flags.aligned else array.copy()
 
 
 def array_from_list(name: str, datatype: str, shape: Sequence[int], count: int, data: object) -> NDArray[Any]:
@@ -264,11 +274,11 @@ def pack_texts(array: NDArray[Any]) -> bytes:
 
 
 def bytes_of_array(array: NDArray[Any]) -> Buffer:
-    """Give an array's bytes, row-major: a view of them where they lie so already."""
+    """Give an array's bytes, row-major: a view of them where they are many and lie so already."""
     if array.dtype.kind in "OUS":
         return pack_texts(array)
-    if array.size == 0:
-        return b""
+    if array.nbytes <= _SMALL_BYTES:
+        return array.tobytes()
     return np.ascontiguousarray(array).data.cast("B")
 
 

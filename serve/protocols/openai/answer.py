@@ -114,6 +114,7 @@ class _Writing:
                     protocol=call.protocol,
                     key=sticky_key(call.request),
                     request_id=call.identity,
+                    is_named=call.version is not None,
                 )
 
     def leave(self) -> None:

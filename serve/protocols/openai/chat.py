@@ -18,7 +18,7 @@ from serve.protocols.openai.forms import ChatForm
 from serve.protocols.openai.handling import Asked, Run, json_body, make_call, unsupported, writing_model
 from serve.protocols.openai.messages import read_messages
 from serve.protocols.openai.options import IGNORED, KNOWN, read_wanted
-from serve.protocols.openai.prompts import settle_length
+from serve.protocols.openai.prompts import check_size, settle_length
 from serve.protocols.openai.response_format import read_response_format
 from serve.protocols.workers import workers
 from serve.service import Service
@@ -57,6 +57,7 @@ async def chat(service: Service, request: Request, asked: Asked) -> Run:
         length_names=("max_completion_tokens", "max_tokens"),
     )
     model = writing_model(call)
+    check_size(model, sum(len(message["content"]) for message in messages), param="messages")
     prompt, num_prompt = await workers("prompts").run(lambda: _render(model, messages))
     most = settle_length(model, num_prompt, wanted.max_tokens, most=service.limits.max_tokens, param="messages")
     form = ChatForm(has_logprobs=num_logprobs is not None)

@@ -14,7 +14,7 @@ from serve.protocols.openai.fields import Fields, wrong_type
 from serve.protocols.openai.forms import CompletionForm
 from serve.protocols.openai.handling import Asked, Run, json_body, make_call, writing_model
 from serve.protocols.openai.options import IGNORED, KNOWN, read_wanted
-from serve.protocols.openai.prompts import settle_length
+from serve.protocols.openai.prompts import check_size, settle_length
 from serve.protocols.workers import workers
 from serve.service import Service
 
@@ -45,6 +45,8 @@ async def complete(service: Service, request: Request, asked: Asked) -> Run:
             param="prompt",
         )
     model = writing_model(call)
+    for prompt in prompts:
+        check_size(model, len(prompt), param="prompt")
     counts = await workers("prompts").run(lambda: [model.count_tokens(prompt) for prompt in prompts])
     most = wanted.max_tokens
     lengths = [

@@ -23,6 +23,7 @@ from serve.protocols.identity import answer_headers
 from serve.protocols.openai.errors import ParameterError
 from serve.protocols.openai.fields import Fields, wrong_type
 from serve.protocols.openai.handling import PROTOCOL, Asked, Run, json_body, make_call
+from serve.protocols.openai.prompts import check_size
 from serve.protocols.rows import Call, Input, choose_model, run_inputs, task_of
 from serve.protocols.workers import workers
 from serve.service import Service
@@ -53,6 +54,9 @@ async def embed(service: Service, request: Request, asked: Asked) -> Run:
             raise _no_vectors(call)
     elif not model.can_embed:
         raise _no_vectors(call)
+    else:
+        for index, text in enumerate(texts):
+            check_size(model, len(text), param=f"input[{index}]")
 
     async def run() -> None:
         answering, vectors, num_tokens = await _vectors(call, model, texts)

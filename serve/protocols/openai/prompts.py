@@ -5,9 +5,26 @@ from __future__ import annotations
 from serve.models.text_model import TextModel
 from serve.protocols.openai.errors import ParameterError
 
-__all__ = ["settle_length"]
+__all__ = ["check_size", "settle_length"]
 
 _LEAST_TOKENS = 256
+_MOST_CHARS_PER_TOKEN = 256  # the longest tokens that there are stand for some hundred spaces
+
+
+def check_size(model: TextModel, num_chars: int, *, param: str) -> None:
+    """Refuse what is too long for the context whatever its tokens are, before it is split into them.
+
+    Raises:
+        ParameterError: It is.
+    """
+    if num_chars > model.context_length * _MOST_CHARS_PER_TOKEN:
+        raise ParameterError(
+            f"This model's maximum context length is {model.context_length} tokens. However, your text has "
+            f"{num_chars:,} characters.",
+            param=param,
+            code="context_length_exceeded",
+            mend="Shorten it.",
+        )
 
 
 def settle_length(model: TextModel, num_prompt: int, asked: int | None, *, most: int, param: str) -> int:

@@ -57,7 +57,11 @@ def _read_schema(value: Any) -> Mapping[str, Any]:
     try:
         json_schema_to_grammar(schema)
     except UnsupportedError as error:
-        raise ParameterError(
-            error.message, param="response_format.json_schema.schema", code="invalid_json_schema", mend=error.mend
-        ) from error
+        raise _invalid(error.message, error.mend) from error
+    except TypeError as error:  # such as a type that is an object
+        raise _invalid("the JSON schema has a keyword whose value is of a wrong type", "") from error
     return schema
+
+
+def _invalid(message: str, mend: str) -> ParameterError:
+    return ParameterError(message, param="response_format.json_schema.schema", code="invalid_json_schema", mend=mend)

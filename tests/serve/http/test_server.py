@@ -6,12 +6,16 @@ import asyncio
 import re
 import threading
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import uvloop
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from edgesmith.errors import UsageError
+from serve.access import Access
 from serve.config import Limits
 from serve.errors import ModelNotFoundError, OverloadedError
 from serve.http.message import Request, Response
@@ -322,3 +326,56 @@ def test_routes_do_not_hide_each_other() -> None:
         assert client.request("GET", "/m/all/run").body == b"hello"
         assert client.request("GET", "/m/all/").body == b"hello"
         assert client.request("GET", "/m").status == 404
+
+
+def wire_of(kind: str, body: bytes) -> bytes:
+    match kind:
+        case "length":
+            return b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        case "chunks":
+            chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body)
+            return b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
+        case _:
+            return b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+BODIES = st.binary(min_size=1, max_size=40) | st.sampled_from([b"\r\n\r\n", wire_of("none", b""), b"0\r\n\r\n"])
+
+
+@pytest.fixture(scope="module")
+def shared_live() -> Iterator[Live]:
+    with serving(ROUTES) as running:
+        yield running
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    requests=st.lists(st.tuples(st.sampled_from(["length", "length", "chunks", "none"]), BODIES), max_size=12),
+    cuts=st.lists(st.integers(0, 2_000), max_size=12),
+)
+def test_answers_do_not_depend_on_how_the_bytes_were_cut(
+    shared_live: Live, requests: list[tuple[str, bytes]], cuts: list[int]
+) -> None:
+    wire = b"".join(wire_of(kind, body) for kind, body in requests)
+    edges = [0, *sorted({cut for cut in cuts if cut < len(wire)}), len(wire)]
+    client = shared_live.connect()
+    for start, end in pairwise(edges):
+        client.send(wire[start:end])
+    expected = [b"hello" if kind == "none" else body for kind, body in requests]
+    assert [client.read().body for _ in requests] == expected
+    client.close()
+    shared_live.clients.clear()
+
+
+def test_head_that_comes_again_is_judged_alike() -> None:
+    access = Access(api_keys=["k"])
+    with serving([*ROUTES, Route("POST", "/small", echo, max_body_bytes=3)], access=access) as live:
+        client = live.connect()
+        for _ in range(3):
+            assert client.request("POST", "/echo", b"x").status == 401
+            assert client.request("POST", "/echo", b"y", {"X-Api-Key": "k"}).body == b"y"
+            assert client.request("POST", "/echo", b"z", {"X-Api-Key": "j"}).status == 401
+            assert client.request("POST", "/small", b"abc", {"X-Api-Key": "k"}).status == 200
+            assert client.request("POST", "/small", b"abcd", {"X-Api-Key": "k"}).status == 413
+            assert client.request("GET", "/nowhere", b"", {"X-Api-Key": "k"}).status == 404
+        assert live.server.counters.requests == 18

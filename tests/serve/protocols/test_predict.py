@@ -224,7 +224,7 @@ def test_what_is_wrong_is_said_with_its_row(serving: OpenAiServing, kind: str, b
 
 def test_limits_and_options_are_named(serving: OpenAiServing) -> None:
     assert f"more than {MAX_ROWS} rows" in refused(serving, json.dumps(["a"] * (MAX_ROWS + 1)), status=413)
-    assert "no option 'topp'; " not in refused(serving, "a", "/predict/news?topp=1")
+    assert "300,000 characters" in refused(serving, json.dumps(["a", "b" * 300_000]), status=413)
     assert "topp" in refused(serving, "a", "/predict/news?topp=1")
     assert "top is '0'" in refused(serving, "a", "/predict/news?top=0")
     assert "/v2/models/affine/infer" in refused(serving, "a", "/predict/affine")
@@ -287,6 +287,7 @@ def test_language_models_write(writer_path: Path) -> None:
         )
         drawn = [predicted(serving, "the", f"{path}?temperature=2&seed={seed}")[0]["text"] for seed in (1, 1, 2)]
         assert drawn[0] == drawn[1] != drawn[2]
+        assert "200,000 characters" in refused(serving, " a" * 100_000, path, 413)
         assert "from 1 to 50" in refused(serving, "a", path + "?max_tokens=51")
         assert "no number" in refused(serving, "a", path + "?seed=x")
         assert "temperature" in refused(serving, "a", path + "?temperature=-1")

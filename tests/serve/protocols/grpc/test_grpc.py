@@ -75,7 +75,11 @@ def tensor(name: str, datatype: str, array: Any, **fields: Any) -> dict[str, Any
 
 
 ROW = np.arange(4, dtype=np.float32).reshape(1, 4)
-AFFINE: dict[str, Any] = {"model_name": "affine", "inputs": [tensor("x", "FP32", ROW)], "raw_input_contents": [ROW.tobytes()]}
+AFFINE: dict[str, Any] = {
+    "model_name": "affine",
+    "inputs": [tensor("x", "FP32", ROW)],
+    "raw_input_contents": [ROW.tobytes()],
+}
 CONTENTS = {
     "BOOL": "bool_contents",
     "INT64": "int64_contents",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -70,3 +72,19 @@ def test_methods_and_data_types_are_tritons() -> None:
 def test_message_that_is_not_there_is_an_error() -> None:
     with pytest.raises(KeyError):
         message_class("Nothing")
+
+
+@pytest.mark.parametrize("library", ["grpc", "google.protobuf"])
+def test_missing_library_names_the_extra(library: str) -> None:
+    code = f"""
+import sys
+sys.modules[{library!r}] = None
+from edgesmith.errors import MissingExtraError
+try:
+    from serve.protocols.grpc import GrpcServer
+except MissingExtraError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "pip install 'edgesmith[grpc]'" in done.stdout

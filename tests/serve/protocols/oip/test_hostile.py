@@ -15,11 +15,11 @@ from edgesmith.errors import UnsupportedError
 from serve.config import Limits
 from serve.errors import RequestError
 from serve.protocols.oip.infer_route import decompress
-from serve.protocols.oip.inference import read_inference
+from serve.protocols.oip.inference import InferenceReader
 from serve.protocols.oip.tensors import DATATYPES
 from tests.serve.protocols.oip.serving import Serving
 
-LIMITS = Limits(max_rows=8)
+READER = InferenceReader(Limits(max_rows=8))
 WILD: Any = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
@@ -55,14 +55,14 @@ MESSAGE = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=250)
+@settings(max_examples=150)
 @given(MESSAGE | WILD, st.binary(max_size=48), st.none() | st.binary(max_size=4))
 @example({"inputs": [{"name": "x", "shape": [1] * 32, "datatype": "INT8", "data": [1]}]}, b"", None)
 @example({"inputs": [{"name": "x", "shape": [], "datatype": "INT8", "data": [1]}]}, b"", None)
 def test_any_message_is_read_or_refused(message: Any, tail: bytes, length: bytes | None) -> None:
     head = json.dumps(message).encode()
     try:
-        inference = read_inference(head + tail, length if length is not None else b"%d" % len(head), LIMITS)
+        inference = READER.read(head + tail, length if length is not None else b"%d" % len(head))
     except (RequestError, UnsupportedError):
         pass  # and nothing else
     else:
@@ -77,7 +77,7 @@ def test_any_compressed_bytes_are_read_or_refused(body: bytes, encoding: bytes) 
         assert len(decompress(body, encoding, 64)) <= 64
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(["affine", "news", "news:text", "words", "encoder", "%20", "nothing:text"]), MESSAGE)
 def test_server_answers_any_message_and_stays_ready(serving: Serving, model: str, message: Any) -> None:
     answer = serving.ask(f"/v2/models/{model}/infer", json.dumps(message).encode())
@@ -87,7 +87,7 @@ def test_server_answers_any_message_and_stays_ready(serving: Serving, model: str
     assert serving.ask("/v2/health/ready").status == 200
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=3, max_size=3))
 def test_token_ids_out_of_range_are_the_clients_error(serving: Serving, ids: list[int]) -> None:
     inputs = [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import struct
+import weakref
 import zlib
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,9 @@ def words(*texts: str, name: str = "text") -> dict[str, Any]:
 
 def numbers(data: Any = (0.0, 1.0, 2.0, 3.0), **changed: Any) -> dict[str, Any]:
     return {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": data} | changed
+
+
+BINARY = {"name": "x", "shape": [1, 4], "datatype": "FP32", "parameters": {"binary_data_size": 16}}
 
 
 def values_of(datatype: str) -> Any:
@@ -195,9 +200,7 @@ def test_compressed_bodies_are_read(serving: Serving, encoding: str, compress: A
         answer = serving.ask("/v2/models/words/infer", compress(body), content_encoding=encoding)
         assert answer.status == 200
         assert answer.value["outputs"][0]["data"] == texts
-    head = json.dumps({"inputs": [numbers(parameters={"binary_data_size": 16}, data=None)]}).replace(
-        ', "data": null', ""
-    )
+    head = json.dumps({"inputs": [BINARY]})
     body = compress(head.encode() + ROWS["x"][:1].tobytes())
     answer = serving.ask(
         "/v2/models/affine/infer", body, content_encoding=encoding, inference_header_content_length=str(len(head))
@@ -242,7 +245,9 @@ def test_bombs_and_damaged_compression_are_refused(
         ({"inputs": [numbers(shape=[1, 2**62])]}, "4 values"),
         ({"inputs": [numbers(shape=[1, 0], data=[])]}, "shape"),
         ({"inputs": [numbers(data=[1, 2])]}, "2 values"),
-        ({"inputs": [numbers(parameters={"binary_data_size": 16})]}, "0 bytes are left"),
+        ({"inputs": [numbers(parameters={"binary_data_size": 16})]}, "both data and binary_data_size"),
+        ({"inputs": [numbers(parameters={"binary_data_size": -1})]}, "binary_data_size of 'x' is -1"),
+        ({"inputs": [BINARY]}, "0 bytes are behind"),
         ({"inputs": [numbers(parameters=[])]}, "parameters"),
         ({"inputs": [numbers(parameters={"shared_memory_region": "r"})]}, "shared memory"),
         ({"inputs": [numbers()], "outputs": [{"name": "y", "parameters": {"shared_memory_region": "r"}}]}, "shared"),
@@ -269,16 +274,15 @@ def test_what_is_no_request_is_refused_with_the_reason(serving: Serving, message
         ("99999", b"\0" * 16, "Content-Length is b'99999'"),
         ("-1", b"\0" * 16, "b'-1'"),
         ("0", b"\0" * 16, "no JSON"),
-        (None, b"\0" * 17, "1 bytes are left"),
-        (None, b"\0" * 15, "15 bytes are left"),
+        (None, b"\0" * 17, "17 bytes are behind"),
+        (None, b"\0" * 15, "15 bytes are behind"),
         ("²", b"\0" * 16, "Content-Length"),
     ],
 )
 def test_binary_that_does_not_fit_its_header_is_refused(
     serving: Serving, length: str | None, tail: bytes, said: str
 ) -> None:
-    entry = {"name": "x", "shape": [1, 4], "datatype": "FP32", "parameters": {"binary_data_size": 16}}
-    head = json.dumps({"inputs": [entry]}).encode()
+    head = json.dumps({"inputs": [BINARY]}).encode()
     answer = serving.ask(
         "/v2/models/affine/infer", head + tail, inference_header_content_length=length or str(len(head))
     )
@@ -321,6 +325,30 @@ def test_image_in_binary_comes_back(serving: Serving) -> None:
     entry = {"name": "x", "shape": [1, 3, 64, 64], "datatype": "FP32", "parameters": {"binary_data_size": image.nbytes}}
     message = {"inputs": [entry], "parameters": {"binary_data_output": True}}
     assert serving.infer("image", message, image.tobytes()).tail == image.tobytes()
+
+
+def test_equal_heads_carry_different_tensors(serving: Serving) -> None:
+    message = {"inputs": [BINARY], "parameters": {"binary_data_output": True}}
+    for start in (0.0, 1.0, 0.0):
+        row = start + np.arange(4, dtype=np.float32)
+        found = np.frombuffer(serving.infer("affine", message, row.tobytes()).tail, np.float32)
+        assert found.tolist() == (row @ np.arange(12.0).reshape(4, 3) + 1).tolist()
+    for rows in (1, 3, 1):
+        entry = BINARY | {"shape": [rows, 4], "parameters": {"binary_data_size": rows * 16}}
+        answer = serving.infer("affine", message | {"inputs": [entry]}, bytes(rows * 16))
+        assert answer.value["outputs"][0]["shape"] == [rows, 3]
+        assert answer.tail == np.ones((rows, 3), np.float32).tobytes()
+
+
+def test_model_that_was_replaced_is_not_held(serving: Serving) -> None:
+    message = {"inputs": [numbers(shape=[2, 3], data=[0.0] * 6)]}
+    serving.infer("fixed", message)
+    before = weakref.ref(serving.repository.get("fixed"))
+    for verb in ("unload", "load"):
+        serving.ask(f"/v2/repository/models/fixed/{verb}", b"", authorization=f"Bearer {TOKEN}")
+    assert serving.infer("fixed", message).status == 200
+    gc.collect()
+    assert before() is None
 
 
 def test_metadata_describe_tensors_and_texts_under_two_names(serving: Serving) -> None:

@@ -14,6 +14,7 @@ COMPLETIONS, CHAT, EMBEDDINGS = "/v1/completions", "/v1/chat/completions", "/v1/
 HELLO = [{"role": "user", "content": "Hello"}]
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {}}}
 OPEN_SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"pattern": "a+"}}}
+ODD_SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": {}}}}
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,7 @@ OPEN_SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"p
         ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
         ({"response_format": OPEN_SCHEMA}, "response_format.json_schema.schema", "invalid_json_schema"),
+        ({"response_format": ODD_SCHEMA}, "response_format.json_schema.schema", "invalid_json_schema"),
         ({"response_format": "json"}, "response_format", "invalid_type"),
         ({"temprature": 1}, "temprature", "unknown_parameter"),
         ({"model": None}, "model", "missing_parameter"),
@@ -81,6 +83,7 @@ def test_chat_refuses_by_name(serving: OpenAiServing, change: dict[str, Any], pa
         ({"prompt": ["a", 5]}, "prompt[1]"),
         ({"prompt": ["a"] * 65}, "prompt"),
         ({"prompt": "word " * 600}, "prompt"),
+        ({"prompt": " " * 200_000}, "prompt"),
         ({"suffix": "the end"}, "suffix"),
         ({"best_of": 3}, "best_of"),
         ({"logprobs": 6}, "logprobs"),
