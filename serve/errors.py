@@ -1,4 +1,4 @@
-"""Why a request was not answered: one class a cause, each with its HTTP status and the name that metrics count it by."""
+"""Why a request was not answered: one class a cause, with its HTTP status and the name that metrics count it by."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class Service:
         protocol: str,
         key: str | None = None,
         request_id: str = "",
-        is_named: bool | None = None,
+        is_chosen: bool | None = None,
     ) -> GraphModel:
         """Run a job on a graph.
 
@@ -88,8 +88,8 @@ class Service:
             protocol: What the request came by, for the counts.
             key: Requests of one key go to one version.
             request_id: For what is recorded of it.
-            is_named: Whether the client named the version, so that the request has no part in comparing versions; None
-                where that is so if `version` is given.
+            is_chosen: Whether `choose` gave the version, so that the request has a part in comparing versions; None
+                where that is so if `version` is None.
 
         Returns:
             The model that answers.
@@ -99,6 +99,7 @@ class Service:
             UsageError: The job does not fit the model.
         """
         try:
+            is_chosen = version is None if is_chosen is None else is_chosen
             model = _graph(self.choose(name, version, key))
             self._follow(
                 model, job, protocol, request_id, is_chosen=not (version is not None if is_named is None else is_named)
@@ -118,10 +119,11 @@ class Service:
         protocol: str,
         key: str | None = None,
         request_id: str = "",
-        is_named: bool | None = None,
+        is_chosen: bool | None = None,
     ) -> TextModel:
         """Let a language model write; as `infer`."""
         try:
+            is_chosen = version is None if is_chosen is None else is_chosen
             model = _generator(self.choose(name, version, key))
             _check_tokens(job, self.limits)
             self._follow(

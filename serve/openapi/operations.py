@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from serve.openapi.parts import BINARY, EVENTS, JSON, Operation, Schema, array, number, ref, text, whole
+from serve.openapi.parts import BINARY, EVENTS, JSON, Operation, Schema, array, ref, text, whole
 
 __all__ = ["OPERATIONS"]
 
@@ -186,9 +186,10 @@ _PREDICT = Operation(
     },
     query={
         "top": whole(1, 999_999, "So many labels, the likeliest first."),
-        "max_tokens": whole(1, description="Of a language model."),
-        "temperature": number(0, 100, "Of a language model."),
-        "seed": whole(0, 2**32 - 2, "Of a language model."),
+        # Other models pass over them, whatever they are.
+        "max_tokens": text("Of a language model: a whole number."),
+        "temperature": text("Of a language model: a number."),
+        "seed": text("Of a language model: a whole number."),
     },
     headers=_NAMED,
     answers={JSON: ref("Predictions"), "text/plain": text("One line a row, where `Accept` asks for it first.")},

@@ -146,7 +146,7 @@ async def _generate(call: Call, model: TextModel, prompt: str, max_tokens: int, 
             protocol=call.protocol,
             key=sticky_key(call.request),
             request_id=call.identity,
-            is_named=call.version is not None,
+            is_chosen=call.version is None,
         )
         await finished
     except BaseException:

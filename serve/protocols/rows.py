@@ -209,7 +209,7 @@ class _Run(Generic[Result]):
             protocol=call.protocol,
             key=sticky_key(call.request),
             request_id=call.identity,
-            is_named=call.version is not None,
+            is_chosen=call.version is None,
         )
         self.jobs.add(job)
         if answering is not self.model:

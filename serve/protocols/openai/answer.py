@@ -114,7 +114,7 @@ class _Writing:
                     protocol=call.protocol,
                     key=sticky_key(call.request),
                     request_id=call.identity,
-                    is_named=call.version is not None,
+                    is_chosen=call.version is None,
                 )
 
     def leave(self) -> None:
