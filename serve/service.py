@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgesmith.errors import UnsupportedError, UsageError
+from edgesmith.tasks import Task
 from serve.config import Limits, ServerConfig
 from serve.drift.monitor import DriftMonitor
 from serve.drift.reference import read_reference
@@ -101,9 +102,7 @@ class Service:
         try:
             is_chosen = version is None if is_chosen is None else is_chosen
             model = _graph(self.choose(name, version, key))
-            self._follow(
-                model, job, protocol, request_id, is_chosen=not (version is not None if is_named is None else is_named)
-            )
+            self._follow(model, job, protocol, request_id, is_chosen=is_chosen)
             model.submit(job)
         except Exception as error:
             self.failed(name, protocol, error, received_ns=job.received_ns)
@@ -126,9 +125,7 @@ class Service:
             is_chosen = version is None if is_chosen is None else is_chosen
             model = _generator(self.choose(name, version, key))
             _check_tokens(job, self.limits)
-            self._follow(
-                model, job, protocol, request_id, is_chosen=not (version is not None if is_named is None else is_named)
-            )
+            self._follow(model, job, protocol, request_id, is_chosen=is_chosen)
             model.submit(job)
         except Exception as error:
             self.failed(name, protocol, error, received_ns=job.received_ns)
@@ -225,7 +222,7 @@ def _drift_monitor(model: GraphModel | TextModel) -> DriftMonitor | None:
     reference = read_reference(model.artifact)
     if reference is None or not isinstance(model, GraphModel):
         return None
-    monitor = DriftMonitor(reference, model.task)
+    monitor = DriftMonitor(reference, model.task if isinstance(model.task, Task) else None)
     monitor.start()
     return monitor
 

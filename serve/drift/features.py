@@ -20,7 +20,7 @@ __all__ = [
     "surprise_of",
 ]
 
-NUM_BUCKETS = 256
+NUM_BUCKETS = 4096
 """Groups that tokens are hashed into."""
 NUM_DIRECTIONS = 4
 _SMOOTHING = 0.5
@@ -33,7 +33,7 @@ Floats = NDArray[np.float64]
 def bucket_of(tokens: Ints) -> Ints:
     """Group of each token, in [0, NUM_BUCKETS)."""
     mixed = (tokens.astype(np.uint64) * np.uint64(2654435761)) & np.uint64(0xFFFFFFFF)
-    return (mixed >> np.uint64(24)).astype(np.int64)
+    return (mixed >> np.uint64(20)).astype(np.int64)
 
 
 def row_tokens(arrays: Mapping[str, Array], row: int) -> Ints:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgesmith.artifact import Artifact, Signature
 from edgesmith.errors import EdgesmithError
-from edgesmith.tasks import Task
+from edgesmith.tasks import ServedTask
 from serve.config import ModelSpec
 from serve.errors import DeadlineError, NotReadyError, OverloadedError, describe_failure
 from serve.models.batching import Layout, read_layout
@@ -75,7 +75,7 @@ class GraphModel:
         engine: Engine,
         *,
         loop: asyncio.AbstractEventLoop,
-        task: Task | None = None,
+        task: ServedTask | None = None,
     ) -> None:
         self.name, self.version = spec.name, spec.version
         self.spec = spec
@@ -264,7 +264,7 @@ class GraphModel:
 
 
 def _warm(
-    run: Run, layout: Layout, spec: ModelSpec, artifact: Artifact, signature: Signature, task: Task | None
+    run: Run, layout: Layout, spec: ModelSpec, artifact: Artifact, signature: Signature, task: ServedTask | None
 ) -> tuple[Layout, WarmUp]:
     """Warm up, and take back what the layout promised and the first runs did not keep."""
     clock: Callable[[], float] = time.perf_counter if spec.is_isolated else time.thread_time

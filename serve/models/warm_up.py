@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgesmith.artifact import Artifact, Signature
 from edgesmith.errors import UsageError
-from edgesmith.tasks import Task
+from edgesmith.tasks import ServedTask, TextTask
 from serve.models.batching import BatchLimits, Layout
 from serve.models.executor import Run
 from serve.runtime.golden import read_golden
@@ -98,7 +98,7 @@ def warm_up(
     signature: Signature,
     layout: Layout,
     artifact: Artifact,
-    task: Task | None = None,
+    task: ServedTask | None = None,
     *,
     max_batch_size: int | None = None,
     clock: Callable[[], float] = time.thread_time,
@@ -142,7 +142,7 @@ def warm_up(
         max_elements=None if max_batch_size else best * rows.row_elements,
         run_cost=_run_cost(seconds, rows.row_elements) if layout.fill else 0,
     )
-    if layout.fill and task is not None:
+    if layout.fill and isinstance(task, TextTask):
         run(rows.take(1, min(task.max_length or _LONG, _LONG)))
     return WarmUp(
         limits=limits,
@@ -156,7 +156,7 @@ def warm_up(
 
 
 def _find_rows(
-    run: Run, signature: Signature, layout: Layout, artifact: Artifact, task: Task | None
+    run: Run, signature: Signature, layout: Layout, artifact: Artifact, task: ServedTask | None
 ) -> tuple[_Rows | None, list[str]]:
     """The first sample rows that the engine takes."""
     notes: list[str] = []
@@ -172,9 +172,9 @@ def _find_rows(
 
 
 def _candidates(
-    signature: Signature, layout: Layout, artifact: Artifact, task: Task | None
+    signature: Signature, layout: Layout, artifact: Artifact, task: ServedTask | None
 ) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
-    if layout.fill and task is not None:
+    if layout.fill and isinstance(task, TextTask):
         arrays = task.encode(task.sample_examples())
         lengths = arrays["attention_mask"].sum(axis=1)
         yield "sample texts", {name: array[lengths >= min(_SHORT, lengths.max())] for name, array in arrays.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeAlias, TypeVar, cast
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from numpy.typing import NDArray
 
@@ -72,7 +72,7 @@ def task_of(model: GraphModel) -> ServedTask:
     Raises:
         UnsupportedError: It has nothing of the kind.
     """
-    task = cast("ServedTask | None", model.task)
+    task = model.task
     if task is None:
         raise UnsupportedError(
             f"the model {model.name!r} has no task that turns texts or pictures into its tensors",

@@ -16,7 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgesmith.tasks import FeatureExtraction, TextClassification, load_served_task, load_task
+from edgesmith.tasks import FeatureExtraction, TextClassification, load_task
 from serve.config import Limits, ModelSpec, ServerConfig
 from tests.serve.models_built import affine, save, write
 from tests.serve.protocols.oip.conftest import encoder_folder
@@ -73,8 +73,6 @@ def serving(
         ModelSpec(name="affine", path=root / "affine", threads=1),
     )
     with OpenAiServing(ServerConfig(models=models, limits=Limits(max_rows=MAX_ROWS))) as running:
-        model: Any = running.repository.get("colours")
-        model.task = model.task or load_served_task(model.artifact.folder)
         yield running
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
 from functools import partial
 from pathlib import Path
@@ -51,7 +50,7 @@ def test_files_never_grow_beyond_their_limit(tmp_path: Path) -> None:
 
 def test_a_full_disk_ends_the_recording_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     recorder = Recorder(Path("/dev/full"), max_bytes=1 << 20)
-    mode = os.stat("/dev/full").st_mode
+    mode = Path("/dev/full").stat().st_mode
     for number in range(5):
         recorder.put(partial(dict, n=number))
         recorder.flush()
@@ -61,7 +60,7 @@ def test_a_full_disk_ends_the_recording_and_nothing_else(caplog: pytest.LogCaptu
     assert [record.getMessage() for record in caplog.records] == [
         f"recording has stopped, answering goes on: {recorder.failure}"
     ]
-    assert os.stat("/dev/full").st_mode == mode
+    assert Path("/dev/full").stat().st_mode == mode
 
 
 def test_lines_beyond_what_may_wait_are_dropped_and_counted(tmp_path: Path) -> None:

@@ -36,18 +36,18 @@ def test_interval_is_the_range_of_the_pairs_of_means_that_are_not_left_out(
 @pytest.mark.parametrize("rates", [(0.02, 0.02), (0.3, 0.25)])
 def test_interval_holds_at_every_moment(rates: tuple[float, float]) -> None:
     rng = np.random.default_rng(0)
-    num_trials, missed, alpha = 60, 0, 0.1
+    num_trials, missed, alpha = 40, 0, 0.1
     for _ in range(num_trials):
-        harm = rng.random((2, 600)) < np.array(rates)[:, None]
+        harm = rng.random((2, 300)) < np.array(rates)[:, None]
         sums = np.cumsum(harm, axis=1)
         difference = rates[0] - rates[1]
         intervals = (
             difference_interval(Sums(num, float(sums[0, num - 1])), Sums(num, float(sums[1, num - 1])), alpha)
-            for num in range(1, 601, 7)
+            for num in range(1, 301, 7)
         )
         missed += any(not low <= difference <= high for low, high in intervals)
-    # Of 60 trials with a chance of 0.1 each, more than 13 come once in a thousand times.
-    assert missed <= 13
+    # Of 40 trials with a chance of 0.1 each, more than 10 come about once in a thousand times.
+    assert missed <= 10
 
 
 def test_more_requests_narrow_the_interval() -> None:
@@ -66,15 +66,14 @@ def test_swapped_arms_have_the_interval_turned_around() -> None:
     assert difference_interval(other, one, 0.05) == pytest.approx((-high, -low))
 
 
-def test_interval_is_narrower_than_one_for_each_arm() -> None:
-    one, other = Sums(1000, 80.0), Sums(9000, 100.0)
-    (low, high), (other_low, other_high) = mean_interval(one, 0.025), mean_interval(other, 0.025)
-    joint = difference_interval(one, other, 0.05)
-    assert low - other_high < joint[0] < 0.08 - 100 / 9000 < joint[1] < high - other_low
+def test_harm_is_proven_sooner_than_by_an_interval_for_each_arm() -> None:
+    one, other = Sums(60, 6.0), Sums(540, 5.0)
+    separate = mean_interval(one, 0.025)[0] - mean_interval(other, 0.025)[1]
+    assert separate < 0 < difference_interval(one, other, 0.05)[0]
 
 
 def test_mean_without_requests_may_be_anything() -> None:
     assert mean_interval(Sums(), 0.05) == (0.0, 1.0)
     low, high = mean_interval(Sums(200, 20.0), 0.05)
-    assert 0.05 < low < 0.1 < high < 0.17
-    assert log_winnings(Sums(200, 20.0), high) == pytest.approx(-math.log(0.05), abs=1e-3)
+    assert 0.04 < low < 0.1 < high < 0.18
+    assert log_winnings(Sums(200, 20.0), high) == pytest.approx(-math.log(0.05))
