@@ -57,6 +57,7 @@ class App:
             allowed_origins=config.allowed_origins,
         )
         self.http = HttpServer(self.router, config.limits, self.access, tls=_tls(config))
+        metrics.transport = self.http.counters
         self._grpc: Any = None
 
     @property

@@ -69,6 +69,7 @@ class Repository:
         self._retiring: set[Model] = set()
         self._pool = ThreadPoolExecutor(_LOADING_THREADS, thread_name_prefix="loading")
         self._is_closed = False
+        self.num_loads = self.num_swaps = self.num_load_failures = 0
         for spec in config.models:
             if spec.version in self._entries.setdefault(spec.name, {}):
                 raise UsageError(f"version {spec.version} of the model {spec.name} is given twice")
@@ -116,6 +117,12 @@ class Repository:
         children = [entry.loaded.child for entry in self._all() if entry.loaded is not None]
         pids = [child.process.pid for child in children if child is not None]
         return [pid for pid in pids if pid is not None]
+
+    @property
+    def num_restarts(self) -> int:
+        """Crashes of the isolated engines that answer now."""
+        children = [entry.loaded.child for entry in self._all() if entry.loaded is not None]
+        return sum(child.process.num_crashes for child in children if child is not None)
 
     def index(self) -> list[IndexEntry]:
         """Every version of every model with its state."""
@@ -227,6 +234,7 @@ class Repository:
             raise EngineFailedError(message) from error
 
     def _note_failure(self, entry: Entry, num_unloads: int, spec: ModelSpec, error: EdgesmithError) -> None:
+        self.num_load_failures += 1
         _LOG.error("%s %s cannot be loaded: %s", spec.name, spec.version, error)
         if entry.loaded is not None:
             entry.reason = f"the one before is kept, for the load of {spec.path} failed: {error.message}"
@@ -238,6 +246,8 @@ class Repository:
         old, entry.loaded, entry.spec = entry.loaded, loaded, spec
         entry.state, entry.reason = "READY", ""
         self._publish(spec.name)
+        self.num_loads += 1
+        self.num_swaps += old is not None
         verb = "loaded" if old is None else "replaced"
         _LOG.info("%s %s %s from %s: %s", verb, spec.name, spec.version, spec.path, loaded.report)
         if old is not None:

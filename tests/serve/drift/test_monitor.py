@@ -16,8 +16,9 @@ from serve.models.job import GenerationJob, Job
 from serve.runtime import Engine
 from tests.serve.drift.conftest import NUM_REFERENCE
 
-STEP_NS = 200_000_000
-SETTINGS = DriftSettings(window_rows=200, max_window_rows=300)
+STEP_NS = 1_200_000_000
+SETTINGS = DriftSettings(window_rows=240, max_window_rows=300)
+"""With that step, windows of 240 to 250 rows."""
 
 
 class Served:
@@ -61,13 +62,13 @@ def test_other_text_is_an_alarm_and_the_usual_text_ends_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     served = Served(*classifier, reference)
-    served.answer(manual[:220])
+    served.answer(manual[:260])
     assert served.monitor.state == "alarm"
     assert "surprise" in served.alarms()
     assert "what is asked or answered has changed" in caplog.text
     since = served.monitor.report()["since"]
     assert abs(since - time.time()) < 60
-    served.answer(manual[220:600])
+    served.answer(manual[260:600])
     assert served.monitor.report()["since"] == since
     served.answer(news[600:1200])
     assert (served.monitor.state, served.monitor.report()["since"]) == ("ok", None)
@@ -82,7 +83,7 @@ def test_other_answers_to_the_same_text_are_an_alarm(
     classifier: tuple[Engine, Task], reference: Reference, news: list[str], changes: dict[str, Any], expected: str
 ) -> None:
     served = Served(*classifier, reference)
-    served.answer(news[NUM_REFERENCE : NUM_REFERENCE + 220], **changes)
+    served.answer(news[NUM_REFERENCE : NUM_REFERENCE + 260], **changes)
     assert expected in served.alarms()
     assert not {"length", "surprise", "token", "unknown"} & served.alarms()
 
@@ -91,7 +92,7 @@ def test_unknown_characters_are_an_alarm(
     classifier: tuple[Engine, Task], reference: Reference, news: list[str]
 ) -> None:
     served = Served(*classifier, reference)
-    served.answer([f"{text} ⚙ ⚙" for text in news[600:820]])
+    served.answer([f"{text} ⚙ ⚙" for text in news[600:860]])
     assert "unknown" in served.alarms()
 
 
@@ -216,7 +217,7 @@ def test_metrics_name_the_features_in_alarm(
     classifier: tuple[Engine, Task], reference: Reference, manual: list[str]
 ) -> None:
     served = Served(*classifier, reference)
-    served.answer(manual[:220])
+    served.answer(manual[:260])
 
     class Collector:
         def collect(self) -> Any:
