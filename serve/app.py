@@ -22,7 +22,7 @@ from serve.metrics import Metrics
 from serve.models.repository import Repository
 from serve.notify import notify
 from serve.service import Service
-from serve.traffic import Traffic
+from serve.traffic import Traffic, TrafficSettings
 
 __all__ = ["App", "run_server"]
 
@@ -45,7 +45,8 @@ class App:
         self.config = config
         loop = asyncio.get_running_loop()
         repository = Repository(config, loop=loop)
-        self.traffic = Traffic(config.splits, config.shadows, record_to=config.record_to)
+        settings = TrafficSettings(slo_ms=config.slo_ms)
+        self.traffic = Traffic(config.splits, config.shadows, record_to=config.record_to, settings=settings)
         metrics = Metrics(repository, [self.traffic.collect, self._collect_drift])
         self.service = Service(config, repository, metrics, self.traffic)
         self.router = Router(_routes(self.service, has_page=config.has_page))

@@ -103,6 +103,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--repository", type=Path, metavar="DIR", help="folder of models that an admin may load by name")
     add("--split", action="append", default=[], metavar="NAME=VERSION:WEIGHT,…", help="share traffic among versions")
     add("--shadow", action="append", default=[], metavar="NAME=VERSION", help="give a version a copy of the traffic")
+    add("--slo-ms", type=float, metavar="MS", help="later answers count against a version that is compared")
     add("--record", type=Path, metavar="FILE", help="write a JSON line for each request, without texts")
     add("--api-keys", type=Path, metavar="FILE", help=f"one key a line; also ${API_KEYS}, separated by commas")
     add("--admin-token", type=Path, metavar="FILE", help=f"opens the admin routes; also ${ADMIN_TOKEN}")
@@ -170,6 +171,7 @@ def read_config(given: argparse.Namespace, environment: Mapping[str, str] = os.e
         drain_s=given.drain,
         splits=dict(map(parse_split, given.split)),
         shadows=dict(map(parse_shadow, given.shadow)),
+        slo_ms=given.slo_ms,
         record_to=given.record,
         has_page=not given.no_page,
         announce_to=given.announce,

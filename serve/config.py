@@ -112,6 +112,8 @@ class ServerConfig:
     """Model → version → share of its requests that name no version."""
     shadows: Mapping[str, str] = field(default_factory=dict)
     """Model → version that gets a copy of its requests, its answers thrown away after comparison."""
+    slo_ms: float | None = None
+    """An answer later than this counts against a version that is compared; None compares failures and feedback."""
     record_to: Path | None = None
     """JSONL file that gets a line for each request: what was answered by whom, without texts."""
     has_page: bool = True

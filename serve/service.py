@@ -21,7 +21,7 @@ from serve.models.graph_model import GraphModel
 from serve.models.job import GenerationJob, Job
 from serve.models.repository import Repository
 from serve.models.text_model import TextModel
-from serve.traffic import Traffic, VersionWatcher
+from serve.traffic import Traffic, VersionWatcher, refusal
 from serve.verdicts import read_verdicts
 
 __all__ = ["Service"]
@@ -103,7 +103,7 @@ class Service:
             is_chosen = version is None if is_chosen is None else is_chosen
             model = _graph(self.choose(name, version, key))
             self._follow(model, job, protocol, request_id, is_chosen=is_chosen)
-            model.submit(job)
+            self._submit(model, job, request_id, is_chosen=is_chosen)
         except Exception as error:
             self.failed(name, protocol, error, received_ns=job.received_ns)
             raise
@@ -126,11 +126,21 @@ class Service:
             model = _generator(self.choose(name, version, key))
             _check_tokens(job, self.limits)
             self._follow(model, job, protocol, request_id, is_chosen=is_chosen)
-            model.submit(job)
+            self._submit(model, job, request_id, is_chosen=is_chosen)
         except Exception as error:
             self.failed(name, protocol, error, received_ns=job.received_ns)
             raise
         return model
+
+    def _submit(self, model: GraphModel | TextModel, job: Any, request_id: str, *, is_chosen: bool) -> None:
+        """Hand a job over; a refusal counts against the version, as its client sees it."""
+        try:
+            model.submit(job)
+        except Exception as error:
+            if self.traffic.watches(model.name):
+                outcome = refusal(error, request_id)
+                self.traffic.observe(model.name, model.version, outcome, is_chosen=is_chosen)
+            raise
 
     def failed(self, name: str | None, protocol: str, error: BaseException, *, received_ns: int = 0) -> None:
         """Count a request that never became a job."""

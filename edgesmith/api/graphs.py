@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from edgesmith.api.rows import proof_rows
+from edgesmith.api.rows import proof_rows, reference_rows
 from edgesmith.errors import UsageError
 from edgesmith.progress import SILENT, Progress
 
@@ -66,6 +66,7 @@ def export_onnx(
         optimize_for=optimize_for,  # type: ignore[arg-type]  # checked above
         opset=opset,
         max_length=max_length,
+        reference=reference_rows(data, seed=seed, columns=columns),
     )
     return make_into(
         stage, out, lambda made: verify_artifact(made, reference, rows=rows, task=task, progress=progress), progress
@@ -131,5 +132,6 @@ def quantize_onnx(
         ),
         rows=rows,
         calibration=Rows(path=calibration, num=num_samples, seed=seed, columns=columns or {}) if calibration else None,
+        reference=reference_rows(data, seed=seed, columns=columns),
     )
     return make_into(stage, out, lambda made: verify_artifact(made, reference, rows=rows, progress=progress), progress)

@@ -11,11 +11,12 @@ from edgesmith.progress import Progress
 if TYPE_CHECKING:
     from edgesmith.stages.rows import Rows
 
-__all__ = ["NUM_BATCHED", "NUM_TIMED", "NUM_VERIFIED", "proof_rows"]
+__all__ = ["NUM_BATCHED", "NUM_REFERENCE", "NUM_TIMED", "NUM_VERIFIED", "proof_rows", "reference_rows"]
 
 NUM_VERIFIED = 64
 NUM_TIMED = 64
 NUM_BATCHED = 128
+NUM_REFERENCE = 1000
 
 
 def proof_rows(
@@ -32,3 +33,10 @@ def proof_rows(
     if data is None:
         progress.note("verified on packaged English sentences; give --data for rows of your own")
     return Rows(path=data, num=num if data else None, seed=seed, columns=columns or {})
+
+
+def reference_rows(data: Path | None, *, seed: int, columns: Mapping[str, str] | None) -> Rows | None:
+    """Rows that an artifact keeps a description of, to notice drift by; packaged sentences are nobody's requests."""
+    from edgesmith.stages.rows import Rows
+
+    return None if data is None else Rows(path=data, num=NUM_REFERENCE, seed=seed, columns=columns or {})

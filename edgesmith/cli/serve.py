@@ -59,6 +59,9 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME=VERSION", help="Give a version a copy of the traffic, unseen; repeatable."),
     ] = None,
+    slo_ms: Annotated[
+        float | None, typer.Option(metavar="MS", help="Later answers count against a version that is compared.")
+    ] = None,
     record: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a JSON line for each request, without texts.")
     ] = None,

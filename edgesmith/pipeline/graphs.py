@@ -27,6 +27,7 @@ __all__ = ["GraphWalk"]
 BASELINE_FP32 = "fp32"
 NUM_TIMED = 64
 NUM_BATCHED = 128
+NUM_REFERENCE = 1000
 NUM_CALIBRATED = 128
 
 
@@ -49,6 +50,10 @@ class GraphWalk(Walk):
     @cached_property
     def _few_rows(self) -> Rows:
         return self.rows(self.recipe.data.eval, NUM_VERIFIED, "data.eval")
+
+    @cached_property
+    def _reference_rows(self) -> Rows:
+        return self.rows(self.recipe.data.eval, NUM_REFERENCE, "data.eval")
 
     @cached_property
     def _timed_rows(self) -> Rows:
@@ -136,6 +141,7 @@ class GraphWalk(Walk):
                 optimize_for=target.optimize_for,
                 opset=target.opset,
                 max_length=target.max_length,
+                reference=None if target.quantize else self._reference_rows,
             ),
         )
 
@@ -148,7 +154,13 @@ class GraphWalk(Walk):
             f"{name}: quantize",
             does + (f", {calibration.num} calibration rows" if calibration else ""),
             [("fp32", fp32)],
-            lambda: QuantizeStage(source=needed(fp32), method=method, calibration=calibration, rows=self._few_rows),
+            lambda: QuantizeStage(
+                source=needed(fp32),
+                method=method,
+                calibration=calibration,
+                rows=self._few_rows,
+                reference=self._reference_rows,
+            ),
         )
 
     def _measure(self, name: str, artifact: Artifact | None) -> dict[str, Artifact | None]:

@@ -13,7 +13,7 @@ from edgesmith.progress import Progress
 from edgesmith.recipe import OptimizeFor
 from edgesmith.stages.base import Stage
 from edgesmith.stages.rows import Rows
-from edgesmith.stages.side_files import carry_files, close_graph
+from edgesmith.stages.side_files import add_reference, carry_files, close_graph
 from edgesmith.tasks import TextTask, load_task
 
 __all__ = ["ExportStage"]
@@ -37,6 +37,8 @@ class ExportStage(Stage):
     optimize_for: OptimizeFor = "onnxruntime-cpu"
     opset: int | None = None
     max_length: int | None = None
+    reference: Rows | None = None
+    """Held-out rows that the artifact keeps a description of, which a server compares its requests with."""
 
     @property
     def options(self) -> dict[str, JsonValue]:
@@ -47,12 +49,14 @@ class ExportStage(Stage):
             "optimize_for": self.optimize_for,
             "opset": self.opset,
             "max_length": self.max_length,
+            "reference": self.reference.options if self.reference else None,
         }
 
     @property
     def inputs(self) -> dict[str, str]:
         """Role → digest."""
-        return {"checkpoint": self.checkpoint.digest, "rows": self.rows.digest}
+        reference = {"reference": self.reference.digest} if self.reference else {}
+        return {"checkpoint": self.checkpoint.digest, "rows": self.rows.digest, **reference}
 
     def make(self, folder: Path, progress: Progress) -> Artifact:
         """Export, copy the side files, make golden vectors."""
@@ -75,4 +79,6 @@ class ExportStage(Stage):
             progress.note(f"export: {note}")
         carry_files(self.checkpoint.folder, folder)
         signature = close_graph(folder, task=task, examples=examples, precision="fp32")
+        if self.reference is not None:
+            add_reference(folder, task=task, rows=self.reference, progress=progress)
         return self.seal(folder, task=task.name, precision="fp32", signature=signature)

@@ -19,7 +19,7 @@ from edgesmith.progress import Progress
 from edgesmith.recipe import QuantizeOptions
 from edgesmith.stages.base import Stage
 from edgesmith.stages.rows import Rows
-from edgesmith.stages.side_files import MODEL_FILE, carry_files, close_graph
+from edgesmith.stages.side_files import MODEL_FILE, add_reference, carry_files, close_graph
 from edgesmith.tasks import load_task
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class QuantizeStage(Stage):
     rows: Rows
     """Golden vectors are made of some of these."""
     calibration: Rows | None = None
+    reference: Rows | None = None
+    """Held-out rows that the artifact keeps a description of, which a server compares its requests with."""
 
     @property
     def options(self) -> dict[str, JsonValue]:
@@ -53,13 +55,15 @@ class QuantizeStage(Stage):
             **self.method.model_dump(mode="json"),
             "rows": self.rows.options,
             "calibration": self.calibration.options if self.calibration else None,
+            "reference": self.reference.options if self.reference else None,
         }
 
     @property
     def inputs(self) -> dict[str, str]:
         """Role → digest."""
         calibration = {"calibration": self.calibration.digest} if self.calibration else {}
-        return {"source": self.source.digest, "rows": self.rows.digest, **calibration}
+        reference = {"reference": self.reference.digest} if self.reference else {}
+        return {"source": self.source.digest, "rows": self.rows.digest, **calibration, **reference}
 
     def make(self, folder: Path, progress: Progress) -> Artifact:
         """Quantize, copy the side files, make golden vectors."""
@@ -82,6 +86,8 @@ class QuantizeStage(Stage):
         _tell(result, folder, progress)
         carry_files(self.source.folder, folder)
         signature = close_graph(folder, task=task, examples=examples, precision="int8")
+        if self.reference is not None:
+            add_reference(folder, task=task, rows=self.reference, progress=progress)
         return self.seal(folder, task=task.name, precision="int8", signature=signature)
 
     def _check_patterns(self, result: QuantizeResult) -> None:

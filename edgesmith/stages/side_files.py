@@ -11,9 +11,11 @@ import numpy as np
 
 from edgesmith.artifact import SIDE_FILES, Artifact, FileEntry, Kind, Manifest, Signature, open_artifact
 from edgesmith.files import atomic_write, storage_errors
+from edgesmith.progress import Progress
+from edgesmith.stages.rows import Rows
 from edgesmith.tasks import TEXT_GENERATION, Example, Task, load_task
 
-__all__ = ["MODEL_FILE", "carry_files", "close_generator", "close_graph"]
+__all__ = ["MODEL_FILE", "add_reference", "carry_files", "close_generator", "close_graph"]
 
 MODEL_FILE = "model.onnx"
 _NUM_GOLDEN = 4
@@ -66,6 +68,31 @@ def close_graph(folder: Path, *, task: Task, examples: Sequence[Example], precis
         texts=[(one.text, one.text_pair) if one.text_pair is not None else one.text for one in chosen],
     )
     return signature
+
+
+def add_reference(folder: Path, *, task: Task, rows: Rows, progress: Progress) -> None:
+    """Describe what the graph is given and gives on real rows, so that a server notices when that changes.
+
+    Args:
+        folder: Holds `model.onnx`; gets `reference.json`.
+        task: Encodes the rows.
+        rows: Held-out ones, as they will be asked. With too few of them there is no reference, which is said.
+        progress: Shows how far it is.
+    """
+    from serve.drift.making import MIN_ROWS, make_reference
+    from serve.drift.reference import write_reference
+    from serve.runtime import EngineOptions, choose_threads, open_engine
+
+    examples = rows.read(task)
+    if len(examples) < MIN_ROWS:
+        progress.note(f"{len(examples)} rows are too few for a reference of drift ({MIN_ROWS}): none is written")
+        return
+    progress.note(f"reference for drift on {len(examples):,} rows")
+    engine = open_engine(open_artifact(folder / MODEL_FILE), EngineOptions(threads=choose_threads()))
+    try:
+        write_reference(folder, make_reference(engine, task, examples))
+    finally:
+        engine.close()
 
 
 def close_generator(model: Path, folder: Path, kind: Kind) -> None:

@@ -160,6 +160,8 @@ def _feature(name: str, values: NDArray[np.float64], labels: tuple[str, ...]) ->
         return _named(name, values.astype(np.int64), labels if name == "label" else ())
     if name == "unknown":  # even where no row has one: served rows may
         edges = np.unique(np.append(0.0, np.quantile(values, [0.5, 0.9])))
+    elif name == "length" and np.ptp(values) == 0:  # all were cut to the longest; served ones may be shorter
+        edges = np.array([values[0] - 1, values[0]])
     else:
         if not np.isfinite(values).all() or np.ptp(values) <= _SAME * np.abs(values).max():
             return None

@@ -44,9 +44,18 @@ def test_confidence_on_what_it_was_trained_on_is_no_reference(classifier: tuple[
     assert "confidence" not in {feature.name for feature in made.features}
 
 
-def test_values_that_are_all_alike_are_left_out_and_named() -> None:
+def test_rows_of_one_length_are_a_reference_for_shorter_ones() -> None:
     made = make_text_reference(lambda text: [len(text)] * 7, ["a" * (index % 9) for index in range(60)])
-    assert made.skipped == ("length",)
+    length = next(feature for feature in made.features if feature.name == "length")
+    assert [length.bin_of(value) for value in (3, 7, 9)] == [0, 1, 2]
+    assert length.counts == (0, 60, 0)
+
+
+def test_values_that_are_all_alike_are_left_out_and_named() -> None:
+    made = make_text_reference(lambda text: [3, 4] * len(text), ["a" * (1 + index % 9) for index in range(60)])
+    assert {"length", "token"} <= {feature.name for feature in made.features}
+    same = make_text_reference(lambda text: [3] * 50, ["a"] * 60)
+    assert same.skipped == ("surprise",)
 
 
 def test_too_few_rows_are_refused(classifier: tuple[Engine, Task], news: list[str]) -> None:
