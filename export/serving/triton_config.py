@@ -6,7 +6,9 @@ onnxruntime_backend, README.md ("Model Config Options").
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from export.serving.served import ServedModel
 from serve.protocols.oip.tensors import DATATYPES, datatype_of
 from serve.runtime.golden import read_golden
 
-__all__ = ["LABELS_FILE", "check_parity", "make_config", "make_warm_up"]
+__all__ = ["LABELS_FILE", "check_parity", "find_warm_up_fault", "make_config", "make_warm_up"]
 
 LABELS_FILE = "labels.txt"
 _FREE = -1
@@ -143,9 +145,9 @@ def check_parity(config: Mapping[str, Any], served: ServedModel, labels: Sequenc
             shape = [axis if isinstance(axis, int) else _FREE for axis in spec.shape]
             compare(f"the whole shape of {what}", whole, shape or [1], "of the graph")
             compare(f"the whole shape of {what}", whole, ours_said["shape"] or [1], "of our server's metadata")
-            # Our server also writes [1] for what is left of a tensor that has only the axis of rows.
-            alone = [[1]] if len(shape) == 1 else []
-            wanted = [_FREE] if ours_config["dims"] in alone and size == 0 else _whole(ours_config, _batch(ours))
+            # Our server writes [1], too, for what is left of a tensor that has nothing but the axis of rows.
+            has_rows_only = shape == [_FREE] and _batch(ours) > 0 and ours_config["dims"] == [1]
+            wanted = shape if has_rows_only else _whole(ours_config, _batch(ours))
             compare(f"the whole shape of {what}", whole, wanted, "of our server's /config")
             kind = datatype_of(spec.dtype)
             compare(f"the type of {what}", tensor.get("data_type"), _type_name(kind), "of the graph")
@@ -172,3 +174,31 @@ def _whole(tensor: Mapping[str, Any], max_batch_size: int) -> list[int]:
 
 def _type_name(datatype: str) -> str:
     return f"TYPE_{'STRING' if datatype == 'BYTES' else datatype}"
+
+
+def find_warm_up_fault(folder: Path, config: Mapping[str, Any]) -> str:
+    """Say what is wrong with a configuration's samples; empty if nothing is.
+
+    Args:
+        folder: The model's folder `warmup`.
+        config: From `read_config_text`.
+    """
+    inputs = {one["name"]: one for one in config.get("input", [])}
+    for sample in config.get("model_warmup", []):
+        if not 1 <= sample.get("batch_size", 0) <= max(1, config.get("max_batch_size", 0)):
+            return f"{sample.get('name')!r} has {sample.get('batch_size')} rows"
+        if sample.get("inputs", {}).keys() != inputs.keys():
+            return f"{sample.get('name')!r} is not of the inputs {', '.join(inputs)}"
+        for name, given in sample["inputs"].items():
+            wanted, dims = inputs[name], given.get("dims", [])
+            if given.get("data_type") != wanted["data_type"]:
+                return f"{name!r} is {given.get('data_type')}, and {wanted['data_type']} in `input`"
+            if len(dims) != len(wanted["dims"]) or any(
+                one not in (_FREE, size) for one, size in zip(wanted["dims"], dims, strict=True)
+            ):
+                return f"{name!r} has the dims {dims}, and {wanted['dims']} in `input`"
+            path = folder / given.get("input_data_file", "")
+            size = math.prod(dims) * DATATYPES[wanted["data_type"].removeprefix("TYPE_")].itemsize
+            if not path.is_file() or path.stat().st_size != size:
+                return f"{path.name!r} does not have the {size:,} bytes of {name!r}"
+    return ""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from edgesmith.errors import ArtifactError, UsageError
 from serve.runtime.llama_library import LlamaModel, load_library, make_context, opened, set_adapters
+from serve.runtime.llama_slots import common_length
 
 __all__ = ["LlamaSession"]
 
@@ -65,7 +66,7 @@ class LlamaSession:
         opened(self.handle)
         if not 1 <= len(tokens) <= self.num_tokens:
             raise UsageError(f"{len(tokens)} tokens; there is room for 1 to {self.num_tokens}")
-        reused = self._keep(_common_length(self.held, tokens[:-1]))
+        reused = self._keep(common_length(self.held, tokens[:-1]))
         for start in range(reused, len(tokens), len(self._tokens)):
             self._decode(tokens[start : start + len(self._tokens)])
         return reused
@@ -126,11 +127,3 @@ class LlamaSession:
         if self.handle:
             self._library.llama_free(self.handle)
             self.handle = None
-
-
-def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """Tokens at the start that are the same."""
-    length = min(len(one), len(other))
-    if one[:length] == other[:length]:
-        return length
-    return next(index for index in range(length) if one[index] != other[index])
