@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from edgesmith.errors import EdgesmithError
 from serve.arguments import make_parser, read_config
+from serve.places import run_at
 
 __all__ = ["main"]
 
@@ -18,9 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
     try:
         config = read_config(given)
-        from serve.app import run_server
-
-        run_server(config)
+        run_at(config, given.on, given.replicas)
     except EdgesmithError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

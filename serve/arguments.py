@@ -12,10 +12,20 @@ from pathlib import Path
 from edgesmith.errors import ArtifactError, UsageError
 from serve.config import Limits, ModelSpec, ServerConfig
 
-__all__ = ["ADMIN_TOKEN", "API_KEYS", "make_parser", "parse_model", "parse_shadow", "parse_split", "read_config"]
+__all__ = [
+    "ADMIN_TOKEN",
+    "API_KEYS",
+    "PLACES",
+    "make_parser",
+    "parse_model",
+    "parse_shadow",
+    "parse_split",
+    "read_config",
+]
 
 ADMIN_TOKEN = "EDGESMITH_ADMIN_TOKEN"  # noqa: S105 (the name of a variable)
 API_KEYS = "EDGESMITH_API_KEYS"
+PLACES = ("ray",)
 _EXAMPLE = """examples:
   python -m serve news=release/server
   python -m serve news:1=old news:2=new --split news=1:95,2:5 --record traffic.jsonl
@@ -115,6 +125,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--max-body-mb", type=float, default=64.0, metavar="MB", help="largest request, in MiB (default: 64)")
     add("--announce", type=Path, metavar="FILE", help="write the address here once all models are ready")
     add("--no-page", action="store_true", help="do not serve the page at /")
+    add("--on", choices=PLACES, help="run it on Ray Serve, in the cluster of $RAY_ADDRESS or one of this machine's own")
+    add("--replicas", type=int, default=1, metavar="N", help="servers that run at a time, with --on ray (default: 1)")
     return parser
 
 

@@ -98,9 +98,7 @@ def _start(config: ServerConfig) -> Any:
     from serve.http.asgi import asgi_app
 
     app = App(config)
-    return asgi_app(
-        app.router, config.limits, app.access, on_startup=app.start_models, on_shutdown=app.stop_models
-    )
+    return asgi_app(app.router, config.limits, app.access, on_startup=app.start_models, on_shutdown=app.stop_models)
 
 
 def _replica_name() -> bytes:

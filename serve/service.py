@@ -6,6 +6,7 @@ Protocols turn bytes into jobs and jobs into bytes. What holds for every request
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -174,7 +175,7 @@ class Service:
         answer: Callable[[Any], None] = job.done
         name, version = model.name, model.version
         watched = self._watched.get((name, version))
-        if watched is None or watched.model is not model:
+        if watched is None or watched.model() is not model:
             watched = self._watch(model)
 
         def finish(ended: Any) -> None:
@@ -198,14 +199,18 @@ class Service:
         if before is not None and before.drift is not None:
             before.drift.close()
         labels = getattr(getattr(model, "task", None), "labels", None)
-        found = _Watched(model, _drift_monitor(model), self.traffic.watcher(*key, labels))
+        found = _Watched(weakref.ref(model), _drift_monitor(model), self.traffic.watcher(*key, labels))
         self._watched[key] = found
         return found
 
     @property
     def drift(self) -> dict[tuple[str, str], DriftMonitor]:
         """Model and version → monitor, of every version whose artifact has a reference."""
-        return {key: watched.drift for key, watched in self._watched.items() if watched.drift is not None}
+        return {
+            key: watched.drift
+            for key, watched in self._watched.items()
+            if watched.drift is not None and watched.model() is not None
+        }
 
     def start_watching(self) -> None:
         """Begin to watch all models that are ready, so that the first request need not wait for that."""
@@ -223,7 +228,7 @@ class Service:
 class _Watched:
     """A loaded model, and who is told of its jobs."""
 
-    model: GraphModel | TextModel
+    model: weakref.ref[GraphModel | TextModel]  # an unloaded one must be free to go
     drift: DriftMonitor | None
     traffic: VersionWatcher | None
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from serve_bench import clients, generation, hostile, lifecycle, overhead, overload, soak, start, throughput
 from serve_bench.context import Context
-from serve_bench.processes import cores, pin
+from serve_bench.processes import cores
 from serve_bench.report import Report
 
 from bench.machine.machine import describe_machine
@@ -65,13 +65,14 @@ def main() -> int:
     given = parser.parse_args()
     machine = describe_machine()
     server, client = cores()
+    allowed = os.sched_getaffinity(0)
     where = f"server on CPU {server}, client on CPU {client}"
     report = Report(f"{machine.summary}; {machine.setup}; load {machine.load_1min}; {where}; scale {given.scale:g}")
     print(report.machine, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         context = Context(report, Path(folder), given.scale, given.classifier.resolve(), given.language.resolve(), given)
         known = parts(context)
-        if unknown := set(given.only or []) | set(given.skip) - known.keys() if given.skip else set(given.only or []) - known.keys():
+        if unknown := {*(given.only or ()), *given.skip} - known.keys():
             parser.error(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(known)}")
         for path in (given.classifier, given.language):
             if not path.exists():
@@ -80,9 +81,7 @@ def main() -> int:
         for name, measure in known.items():
             if name in (given.only or known) and name not in given.skip:
                 began = time.monotonic()
-                context.client_core = client
-                if name not in ("clients", "schemathesis"):
-                    pin(0, client)
+                os.sched_setaffinity(0, allowed if name in ("clients", "schemathesis") else {client})
                 measure()
                 context.say(f"{name}: {time.monotonic() - began:.0f} s")
                 if given.json:

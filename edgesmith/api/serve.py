@@ -18,22 +18,24 @@ if TYPE_CHECKING:
 __all__ = ["bundle", "serve"]
 
 
-def serve(config: ServerConfig) -> None:
+def serve(config: ServerConfig, *, on: str | None = None, replicas: int = 1) -> None:
     """Serve models until the process is told to stop by SIGTERM or SIGINT; then what is under way is finished.
 
     Args:
         config: Its models may be artifacts, model files of others, or releases: of those, the target of the model's
             name, or the only one.
+        on: `ray` serves on Ray Serve, in the cluster that $RAY_ADDRESS names or one of this machine's own.
+        replicas: Servers that run at a time there.
 
     Raises:
         UsageError: an address, file or flag cannot be obeyed.
         ArtifactError: a model is damaged, was altered, or fails its own golden vectors.
         MissingExtraError: a library is not installed.
     """
-    from serve.app import run_server
+    from serve.places import run_at
 
     models = tuple(dataclasses.replace(spec, path=locate_target(spec.path, spec.name)) for spec in config.models)
-    run_server(dataclasses.replace(config, models=models))
+    run_at(dataclasses.replace(config, models=models), on, replicas)
 
 
 def bundle(

@@ -120,7 +120,7 @@ def export(
         "genai": {"precision": precision, "block_size": block_size},
     }
     format = format.lower()  # noqa: A001
-    options = _options_of("--format", format, given)
+    options = options_of("--format", format, given)
     if format == "onnx":
         _refuse_language_model(checkpoint)
         artifact, proof = export_onnx(
@@ -217,7 +217,7 @@ def quantize(
         raise UnsupportedError(
             f"{artifact}: is of kind {kind!r}; onnx and gguf are quantized", mend=mends.get(kind, "")
         )
-    options = _options_of("an artifact of kind", kind, given)
+    options = options_of("an artifact of kind", kind, given)
     if kind == "onnx":
         made, proof = quantize_onnx(
             artifact,
@@ -260,7 +260,7 @@ def _refuse_language_model(checkpoint: Path) -> None:
             get_task(task)  # which has no graph
 
 
-def _options_of(what: str, chosen: str, given: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def options_of(what: str, chosen: str, given: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The options that were given to a format; one of another format is an error, not ignored."""
     if chosen not in given:
         raise UsageError(f"{what} {chosen}: unknown; use {', '.join(given)}")

@@ -90,6 +90,7 @@ _PANELS: Mapping[str, Mapping[Callable[..., None], str | tuple[str, ...]]] = {
         steps.export: (
             "edgesmith export merged --format onnx -o fp32 --data test.jsonl",
             "edgesmith export merged --format gguf -o plain --data held_out.txt",
+            "edgesmith export news=release/server --for triton -o repository",
         ),
         steps.quantize: (
             "edgesmith quantize fp32 --method dynamic-int8 --against merged --data test.jsonl -o int8",
@@ -116,6 +117,7 @@ _PANELS: Mapping[str, Mapping[Callable[..., None], str | tuple[str, ...]]] = {
         serve.serve: (
             "edgesmith serve news=release/server",
             "edgesmith serve news:1=old news:2=new --split news=1:95,2:5 --record traffic.jsonl",
+            "edgesmith serve news=release/server --on ray --replicas 4",
         ),
         serve.bundle: "edgesmith bundle news=release/server --runtime -o box.tar.gz",
     },

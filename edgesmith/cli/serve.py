@@ -85,13 +85,21 @@ def serve(
         Path | None, typer.Option(metavar="FILE", help="Write the address here once all models are ready.")
     ] = None,
     no_page: Annotated[bool, typer.Option("--no-page", help="Do not serve the page at /.")] = False,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE",
+            help="ray: run it on Ray Serve, in the cluster of $RAY_ADDRESS or one of this machine's own.",
+        ),
+    ] = None,
+    replicas: Annotated[int, typer.Option(metavar="N", min=1, help="Servers that run at a time, with --on ray.")] = 1,
 ) -> None:
     """Serve models: Open Inference Protocol v2, OpenAI, /predict, metrics, and a page to try them."""
     from edgesmith import api
     from serve.arguments import read_config
 
     given = Namespace(**{name: [] if value is None and name in _LISTS else value for name, value in locals().items()})
-    api.serve(read_config(given))
+    api.serve(read_config(given), on=on, replicas=replicas)
 
 
 _LISTS = ("models", "adapter", "split", "shadow", "allow_host", "allow_origin")

@@ -21,7 +21,9 @@ from edgesmith.cli.options import (
     pairs,
     within,
 )
+from edgesmith.cli.serving import refuse_given, show_exported
 from edgesmith.cli.show import show_proof
+from edgesmith.errors import UsageError
 
 __all__ = ["export", "merge", "quantize"]
 
@@ -59,11 +61,29 @@ def merge(
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint: Hugging Face folder; for gguf also a LoRA adapter.")],
+    given: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CHECKPOINT | NAME=ARTIFACT…",
+            help="Checkpoint: Hugging Face folder, for gguf also a LoRA adapter. With --for: NAME[:VERSION]=PATH of "
+            "artifacts or releases, or a bare path.",
+        ),
+    ],
     out: Out,
     format: Annotated[  # noqa: A002
-        str, typer.Option("--format", help="What will run it: onnx, gguf (llama.cpp) or genai (onnxruntime-genai).")
-    ] = "onnx",
+        str | None,
+        typer.Option(
+            "--format", help="What will run it: onnx, gguf (llama.cpp) or genai (onnxruntime-genai). [default: onnx]"
+        ),
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="SERVER",
+            help="Write artifacts down for another server: triton (a model repository) or kserve (a YAML file).",
+        ),
+    ] = None,
     data: DataFile = None,
     task: TaskName = None,
     optimize_for: Annotated[
@@ -78,18 +98,68 @@ def export(
     base: Annotated[Path | None, typer.Option(help="gguf: the checkpoint that an adapter was trained on.")] = None,
     precision: Annotated[str | None, typer.Option(help="genai: fp32, fp16, int8 or int4. [default: fp32]")] = None,
     block_size: Annotated[int | None, typer.Option(help="genai: weights that share a scale. [default: 32]")] = None,
+    max_batch_size: Annotated[
+        int | None, typer.Option(metavar="ROWS", min=1, help="triton: rows run together. [default: 32]")
+    ] = None,
+    max_queue_delay_us: Annotated[
+        int | None, typer.Option(metavar="US", min=0, help="triton: how long a batch waits for more. [default: 0]")
+    ] = None,
+    instances: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="triton: copies of each model. [default: 1]")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="kserve: container image that the server is in.")] = None,
+    storage_uri: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="kserve: where the artifact will lie; {name} in it is the model's."),
+    ] = None,
     columns: Columns = None,
-    threads: Threads = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of the engine that proves it; with --for, of a run there. [default: 1, triton: all cores]"
+        ),
+    ] = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Export a checkpoint, and prove the result equal to it on real data."""
+    """Export a checkpoint, and prove the result equal to it on real data; or artifacts for another server."""
     from edgesmith import api, console
 
+    to_serve = {
+        "max_batch_size": max_batch_size,
+        "max_queue_delay_us": max_queue_delay_us,
+        "instances": instances,
+        "image": image,
+        "storage_uri": storage_uri,
+    }
+    if server is not None:
+        of_checkpoints = {
+            "format": format,
+            "data": data,
+            "task": task,
+            "optimize_for": optimize_for,
+            "opset": opset,
+            "max_length": max_length,
+            "dtype": dtype,
+            "converter": converter,
+            "base": base,
+            "precision": precision,
+            "block_size": block_size,
+            "column": columns,
+        }
+        refuse_given(of_checkpoints, f"--for {server}, which takes artifacts", "Export the checkpoint first.")
+        made = api.export_for(
+            given, server=server, out=out, threads=threads, progress=console.ConsoleProgress(), **to_serve
+        )
+        show_exported(made, json)
+        return
+    refuse_given(to_serve, "a checkpoint's export", "Add --for triton or --for kserve.")
+    if len(given) != 1:
+        raise UsageError(f"{len(given)} checkpoints are given; one is exported at a time")
     artifact, proof = api.export(
-        checkpoint,
+        Path(given[0]),
         out=out,
-        format=format.lower(),
+        format=(format or "onnx").lower(),
         data=data,
         task=task,
         optimize_for=optimize_for,
@@ -101,7 +171,7 @@ def export(
         precision=precision,
         block_size=block_size,
         columns=columns_of(columns, data),
-        threads=threads,
+        threads=threads or 1,
         seed=seed,
         progress=console.ConsoleProgress(),
     )

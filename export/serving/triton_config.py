@@ -139,7 +139,9 @@ def check_parity(config: Mapping[str, Any], served: ServedModel, labels: Sequenc
     ):
         tensors = config.get(side, [])
         compare(f"{side} names", [one.get("name") for one in tensors], [one.name for one in signature], "of the graph")
-        compare(f"{side} names", [one.get("name") for one in tensors], [one["name"] for one in ours[side]], "of /config")
+        compare(
+            f"{side} names", [one.get("name") for one in tensors], [one["name"] for one in ours[side]], "of /config"
+        )
         for tensor, spec, ours_said, ours_config in zip(tensors, signature, said, ours[side], strict=False):
             what, whole = f"{side} {tensor.get('name')!r}", _whole(tensor, size)
             shape = [axis if isinstance(axis, int) else _FREE for axis in spec.shape]
@@ -151,7 +153,9 @@ def check_parity(config: Mapping[str, Any], served: ServedModel, labels: Sequenc
             compare(f"the whole shape of {what}", whole, wanted, "of our server's /config")
             kind = datatype_of(spec.dtype)
             compare(f"the type of {what}", tensor.get("data_type"), _type_name(kind), "of the graph")
-            compare(f"the type of {what}", tensor.get("data_type"), _type_name(ours_said["datatype"]), "of our metadata")
+            compare(
+                f"the type of {what}", tensor.get("data_type"), _type_name(ours_said["datatype"]), "of our metadata"
+            )
             compare(f"the type of {what}", tensor.get("data_type"), ours_config["data_type"], "of our /config")
     named = [one["label_filename"] for one in config.get("output", []) if "label_filename" in one]
     if named:

@@ -10,7 +10,11 @@ import os
 import sys
 from pathlib import Path
 
-os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0", "RAY_ENABLE_AUTO_CONNECT": "0"}
+os.environ |= {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps to loopback, which Ray does by itself on these systems alone
+    "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0",  # one proxy for both nodes
+}
 
 
 def main(artifact: str, port: str) -> None:
@@ -22,10 +26,12 @@ def main(artifact: str, port: str) -> None:
     from serve.ray_deployment import deployment
 
     node = {"num_cpus": 2, "object_store_memory": 100 << 20}
-    cluster = Cluster(initialize_head=True, head_node_args=node | {"node_ip_address": "127.0.0.2", "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args=node | {"node_ip_address": "127.0.0.1", "include_dashboard": False}
+    )
     try:
-        cluster.add_node(**node, node_ip_address="127.0.0.3")
-        ray.init(address=cluster.address, _node_ip_address="127.0.0.2", log_to_driver=False)
+        cluster.add_node(**node, node_ip_address="127.0.0.1")
+        ray.init(address=cluster.address, _node_ip_address="127.0.0.1", log_to_driver=False)
         config = ServerConfig(models=(ModelSpec(name="news", path=Path(artifact), threads=1, max_batch_size=8),))
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": int(port)})
         app = deployment(config, num_replicas=2, cpus_per_replica=0.5, max_per_node=1)

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Running", "cpu_ns", "descriptors", "free_port", "get", "launch", "pin", "resident_mb", "tree"]
+__all__ = ["Running", "cpu_ns", "descriptors", "free_port", "get", "launch", "resident_mb", "tree"]
 
-SERVER_CORE, CLIENT_CORE = 0, 1
+
 _START_S = 120.0
 
 
@@ -43,10 +43,6 @@ def cores() -> tuple[int, int]:
     found = sorted(os.sched_getaffinity(0))
     return found[0], found[-1]
 
-
-def pin(pid: int, core: int) -> None:
-    """Keep a process on one core."""
-    os.sched_setaffinity(pid, {core})
 
 
 def tree(pid: int) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from bench.stats.binomial import binomial_cdf, t_quantile
 
-__all__ = ["Check", "Estimate", "Report", "at_least", "at_most", "exactly", "median_of", "slope_of"]
+__all__ = ["Check", "Estimate", "Outcome", "Report", "at_least", "at_most", "exactly", "median_of", "slope_of"]
 
 Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 CONFIDENCE = 0.95
