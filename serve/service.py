@@ -220,8 +220,9 @@ class Service:
 
     def stop_watching(self) -> None:
         """End the threads of those who watch."""
-        for monitor in self.drift.values():
-            monitor.close()
+        for watched in self._watched.values():
+            if watched.drift is not None:
+                watched.drift.close()
 
 
 @dataclass(frozen=True, slots=True)
