@@ -5,7 +5,7 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 READY := .venv/.ready
-CLIENTS := .venv-clients/.ready
+CLIENTS := .venv-clients/.ready .venv-ray/.ready
 # Threads of torch that wait for others sleep: spinning ones slow down everything else on a busy machine.
 export OMP_WAIT_POLICY ?= PASSIVE
 # Options for pytest: `make test PYTEST=tests/compress`, `make test PYTEST='-k merge -x'`.
@@ -22,8 +22,11 @@ $(READY): pyproject.toml constraints.txt tools/setup-venv
 
 setup: $(READY)  ## make .venv with the pinned libraries (torch for the CPU where there is no NVIDIA GPU)
 
-$(CLIENTS): tests/serve/clients/requirements.txt tools/setup-clients $(READY)
+.venv-clients/.ready: tests/serve/clients/requirements.txt tools/setup-clients $(READY)
 	@tools/setup-clients .venv-clients $<
+
+.venv-ray/.ready: tests/serve/clients/ray.txt tools/setup-clients $(READY)
+	@tools/setup-clients .venv-ray $<
 
 demo: $(READY)  ## fine-tune MiniLM on news texts, then: merge, export, quantize, verify, measure, judge, answer
 	@examples/news/run.sh

@@ -4,6 +4,9 @@ Ray holds the connections, shares requests among replicas and nodes and restarts
 and answers are those of the server alone. What one replica cannot decide for all, such as loading a model by request,
 is refused.
 
+Ray belongs into a network that is trusted: whoever reaches its ports can run code on its nodes. On loopback all of them
+are there but one, which each replica opens for Ray's own calls on every interface, whatever address is asked for.
+
 Source: docs.ray.io, "ray.serve.ingress" (a function that gives an ASGI application is called on each replica).
 """
 
@@ -162,10 +165,11 @@ def run_on_ray(config: ServerConfig, *, num_replicas: int = 1) -> None:
     from ray import serve
 
     address = os.environ.get("RAY_ADDRESS", "")
-    settings = {} if address else {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+    settings: dict[str, Any] = {} if address else {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
     ray.init(address=address or "local", log_to_driver=False, **settings)
     try:
-        serve.start(http_options={"host": config.host, "port": config.port})
+        # A proxy prefers its own node's replicas, so there is one on every node; who asks spreads requests over nodes.
+        serve.start(proxy_location="EveryNode", http_options={"host": config.host, "port": config.port})
         try:
             serve.run(app, name="edgesmith", route_prefix="/")
         except RuntimeError as error:

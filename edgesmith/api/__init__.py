@@ -13,7 +13,6 @@ from edgesmith.api.look import check, doctor, inspect, predict
 from edgesmith.api.measure import bench, eval, verify  # noqa: A004
 from edgesmith.api.recipes import init, plan, run, schema
 from edgesmith.api.serve import bundle, serve
-from edgesmith.api.serving import export_for
 from edgesmith.api.steps import export, merge, quantize
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
     "doctor",
     "eval",
     "export",
-    "export_for",
     "gate",
     "generate",
     "imatrix",

@@ -1,4 +1,4 @@
-"""Artifacts written down for other servers."""
+"""Artifacts written down for other servers: what `edgesmith export --for` does."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edgesmith.artifact import Artifact
     from edgesmith.recipe import GgufQuantizeOptions
 
-__all__ = ["export", "merge", "quantize"]
+__all__ = ["export", "merge", "options_of", "quantize"]
 
 
 def merge(
@@ -83,6 +83,8 @@ def export(
     progress: Progress = SILENT,
 ) -> tuple[Artifact, dict[str, Any]]:
     """Export a checkpoint; nothing appears at `out` unless it is proven equal, or as near as its precision is.
+
+    Artifacts for another server, `edgesmith export --for`, are `edgesmith.api.serving.export_for`'s.
 
     Args:
         checkpoint: Hugging Face folder or checkpoint artifact; for gguf also a LoRA adapter.
@@ -261,7 +263,16 @@ def _refuse_language_model(checkpoint: Path) -> None:
 
 
 def options_of(what: str, chosen: str, given: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The options that were given to a format; one of another format is an error, not ignored."""
+    """The options that were given to a format; one of another format is an error, not ignored.
+
+    Args:
+        what: The flag that chooses, for messages.
+        chosen: What it chooses.
+        given: Choice → its options' names and values, None for one that was not given.
+
+    Raises:
+        UsageError: There is no such choice, or an option of another one was given.
+    """
     if chosen not in given:
         raise UsageError(f"{what} {chosen}: unknown; use {', '.join(given)}")
     for name, options in given.items():

@@ -19,7 +19,7 @@ def gate(
     against: Against = None,
     evidence: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Measurements. [default: the folder `evidence` beside the artifact]"),
+        typer.Option(metavar="DIR", help="Measurements. \\[default: the folder `evidence` beside the artifact]"),
     ] = None,
     junit: JUnitFile = None,
     summary: SummaryFile = None,
@@ -42,7 +42,7 @@ def gate(
 
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A release that `run` made.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write. [default: DIR]")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write. \\[default: DIR]")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the report as Markdown too.")] = False,
     json: Json = False,
 ) -> None:

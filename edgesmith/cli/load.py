@@ -26,7 +26,7 @@ def load(
     rate: Annotated[float, typer.Option(min=0.001, help="Requests that arrive in a second.")] = 10.0,
     duration: Annotated[
         float | None,
-        typer.Option(min=0.1, help="Seconds, of a search those of one step. [default: 20, or what --limit-ms needs]"),
+        typer.Option(min=0.1, help="Seconds, of a search those of one step. \\[default: 20, or what --limit-ms needs]"),
     ] = None,
     shape: Annotated[
         str, typer.Option(help="constant, soak, ramp (from --rate to --peak-rate) or spike (to --peak-rate).")
@@ -67,7 +67,7 @@ def load(
     master_host: Annotated[
         str, typer.Option(metavar="HOST", help="Address on which those workers are awaited.")
     ] = "127.0.0.1",
-    master_port: Annotated[int | None, typer.Option(help="Port of that address. [default: 5557]")] = None,
+    master_port: Annotated[int | None, typer.Option(help="Port of that address. \\[default: 5557]")] = None,
     web: Annotated[
         int | None, typer.Option("--web", metavar="PORT", help="Open Locust's web page on loopback.")
     ] = None,

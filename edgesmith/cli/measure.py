@@ -58,13 +58,13 @@ def eval_command(
         typer.Option(metavar="CHECKPOINT", help="Language model: compare predictions with a checkpoint or artifact."),
     ] = None,
     windows: Annotated[
-        int | None, typer.Option(min=2, help="Language model: windows of text at most. [default: 64]")
+        int | None, typer.Option(min=2, help="Language model: windows of text at most. \\[default: 64]")
     ] = None,
     window: Annotated[
-        int | None, typer.Option(min=16, help="Language model: tokens of a window. [default: 512]")
+        int | None, typer.Option(min=16, help="Language model: tokens of a window. \\[default: 512]")
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Language model: tokens of an answer. [default: 64]")
+        int | None, typer.Option(min=1, help="Language model: tokens of an answer. \\[default: 64]")
     ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Save metrics and per-example predictions here.")
@@ -115,18 +115,18 @@ def bench(
         typer.Option(
             help="single: one request after another. server: requests arrive at random, open loop. offline: batches. "
             "generate: a language model's tokens. sweep: a grid of batch sizes and lengths. "
-            "[default: single, or generate for a language model]"
+            "\\[default: single, or generate for a language model]"
         ),
     ] = None,
     rate: Annotated[
-        float | None, typer.Option(min=0, help="server: arrivals a second. [default: half of the capacity]")
+        float | None, typer.Option(min=0, help="server: arrivals a second. \\[default: half of the capacity]")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="offline: rows of a batch. [default: 32]")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="offline: rows of a batch. \\[default: 32]")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="generate: tokens of an answer.")] = 64,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Time to measure for, roughly.")] = None,
     requests: Annotated[int | None, typer.Option(min=1, help="Timed requests, instead of --seconds.")] = None,
     length: Annotated[
-        int | None, typer.Option(min=2, help="Tokens of every request or prompt. [default: each row's own]")
+        int | None, typer.Option(min=2, help="Tokens of every request or prompt. \\[default: each row's own]")
     ] = None,
     data: DataFile = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Save the raw samples here.")] = None,

@@ -37,7 +37,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write.", show_default=False)]
 StoreRoot = Annotated[
     Path | None,
-    typer.Option("--store", help="Cache of finished steps. [default: $EDGESMITH_STORE or ~/.cache/edgesmith/store]"),
+    typer.Option("--store", help="Cache of finished steps. \\[default: $EDGESMITH_STORE or ~/.cache/edgesmith/store]"),
 ]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of the engine.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 2, help="Of every random choice.")]

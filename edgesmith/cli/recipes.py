@@ -56,7 +56,7 @@ def plan(recipe: RecipePath, settings: Settings = None, store: StoreRoot = None,
 
 def run(
     recipe: RecipePath,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write. [default: out/NAME]")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write. \\[default: out/NAME]")] = None,
     settings: Settings = None,
     store: StoreRoot = None,
     against: Against = None,

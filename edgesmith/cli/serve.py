@@ -28,10 +28,10 @@ def serve(
     grpc_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Also speak gRPC on this port.")] = None,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Of each model's engine. [default: the machine's cores, shared out]"),
+        typer.Option(min=1, help="Of each model's engine. \\[default: the machine's cores, shared out]"),
     ] = None,
     max_batch_size: Annotated[
-        int | None, typer.Option(metavar="ROWS", min=1, help="Rows run together. [default: measured at start]")
+        int | None, typer.Option(metavar="ROWS", min=1, help="Rows run together. \\[default: measured at start]")
     ] = None,
     max_queue_delay_us: Annotated[
         int, typer.Option(metavar="US", min=0, help="How long a batch that is not full waits for more rows.")

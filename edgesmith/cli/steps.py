@@ -73,7 +73,7 @@ def export(
     format: Annotated[  # noqa: A002
         str | None,
         typer.Option(
-            "--format", help="What will run it: onnx, gguf (llama.cpp) or genai (onnxruntime-genai). [default: onnx]"
+            "--format", help="What will run it: onnx, as by default, gguf (llama.cpp) or genai (onnxruntime-genai)."
         ),
     ] = None,
     server: Annotated[
@@ -91,21 +91,21 @@ def export(
     ] = None,
     opset: Annotated[int | None, typer.Option(help="onnx: opset; chosen by --optimize-for if left out.")] = None,
     max_length: Annotated[int | None, typer.Option(help="onnx: longest input in tokens.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="gguf: f32, f16 or bf16. [default: the checkpoint's own]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="gguf: f32, f16 or bf16. \\[default: the checkpoint's own]")] = None,
     converter: Annotated[
         Path | None, typer.Option(help="gguf: llama.cpp checkout or converter, for a family not known here.")
     ] = None,
     base: Annotated[Path | None, typer.Option(help="gguf: the checkpoint that an adapter was trained on.")] = None,
-    precision: Annotated[str | None, typer.Option(help="genai: fp32, fp16, int8 or int4. [default: fp32]")] = None,
-    block_size: Annotated[int | None, typer.Option(help="genai: weights that share a scale. [default: 32]")] = None,
+    precision: Annotated[str | None, typer.Option(help="genai: fp32, fp16, int8 or int4. \\[default: fp32]")] = None,
+    block_size: Annotated[int | None, typer.Option(help="genai: weights that share a scale. \\[default: 32]")] = None,
     max_batch_size: Annotated[
-        int | None, typer.Option(metavar="ROWS", min=1, help="triton: rows run together. [default: 32]")
+        int | None, typer.Option(metavar="ROWS", min=1, help="triton: rows run together; 32 if left out.")
     ] = None,
     max_queue_delay_us: Annotated[
-        int | None, typer.Option(metavar="US", min=0, help="triton: how long a batch waits for more. [default: 0]")
+        int | None, typer.Option(metavar="US", min=0, help="triton: how long a batch waits for more; 0 if left out.")
     ] = None,
     instances: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="triton: copies of each model. [default: 1]")
+        int | None, typer.Option(metavar="N", min=1, help="triton: copies of each model; 1 if left out.")
     ] = None,
     image: Annotated[str | None, typer.Option(help="kserve: container image that the server is in.")] = None,
     storage_uri: Annotated[
@@ -115,9 +115,7 @@ def export(
     columns: Columns = None,
     threads: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Of the engine that proves it; with --for, of a run there. [default: 1, triton: all cores]"
-        ),
+        typer.Option(min=1, help="Of the engine; with --for, of a run there. 1 if left out, with triton all cores."),
     ] = None,
     seed: Seed = 0,
     json: Json = False,
@@ -125,7 +123,7 @@ def export(
     """Export a checkpoint, and prove the result equal to it on real data; or artifacts for another server."""
     from edgesmith import api, console
 
-    to_serve = {
+    to_serve: dict[str, Any] = {
         "max_batch_size": max_batch_size,
         "max_queue_delay_us": max_queue_delay_us,
         "instances": instances,
@@ -148,7 +146,9 @@ def export(
             "column": columns,
         }
         refuse_given(of_checkpoints, f"--for {server}, which takes artifacts", "Export the checkpoint first.")
-        made = api.export_for(
+        from edgesmith.api.serving import export_for
+
+        made = export_for(
             given, server=server, out=out, threads=threads, progress=console.ConsoleProgress(), **to_serve
         )
         show_exported(made, json)
@@ -182,7 +182,7 @@ def quantize(
     artifact: ArtifactPath,
     out: Out,
     method: Annotated[
-        str | None, typer.Option(help="onnx: dynamic-int8 or static-int8. [default: dynamic-int8]")
+        str | None, typer.Option(help="onnx: dynamic-int8 or static-int8. \\[default: dynamic-int8]")
     ] = None,
     type: Annotated[  # noqa: A002
         str | None, typer.Option("--type", help="gguf: llama.cpp's name of a mix of types, such as Q4_K_M.")
@@ -224,7 +224,7 @@ def quantize(
     ] = None,
     num_samples: Annotated[
         int | None,
-        typer.Option(min=1, help="Rows drawn from it, or windows of 512 tokens. [default: 128 rows, 40 windows]"),
+        typer.Option(min=1, help="Rows drawn from it, or windows of 512 tokens. \\[default: 128 rows, 40 windows]"),
     ] = None,
     against: Annotated[
         Path | None,
@@ -236,7 +236,7 @@ def quantize(
         typer.Option(
             "--smoothing/--no-smoothing",
             help="onnx: scale down outlying activation channels first: nearer to fp32, a little slower. "
-            "[default: static-int8 does]",
+            "\\[default: static-int8 does]",
         ),
     ] = None,
     reduce_range: Annotated[

@@ -42,6 +42,7 @@ _MESSAGES: Mapping[str, Mapping[str, str]] = {
     "WarmupInput": {"data_type": "enum", "dims": "int*", "zero_data": "bool", "input_data_file": "string"},
 }
 _ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_BOOLS = {"true": True, "false": False}
 _PLAIN = {"\\": "\\", '"': '"', "'": "'", "n": "\n", "r": "\r", "t": "\t"}
 _TOKEN = re.compile(r'\s+|#[^\n]*|(?P<token>[A-Za-z_][A-Za-z0-9_]*|-?[0-9]+|"(?:[^"\\\n]|\\.)*"|[{}\[\]:,])')
 _ESCAPE = re.compile(r"\\([0-7]{3}|.)")
@@ -150,6 +151,8 @@ class _Reader:
         while self._peek() != end:
             name = self._peek()
             kind = fields.get(name)
+            if not name:
+                raise self._error(f"the text ends inside {message}")
             if kind is None:
                 raise self._error(f"{message} has no field {name!r} here; it has {', '.join(fields)}")
             self._at += 1
@@ -200,8 +203,8 @@ class _Reader:
             return _ESCAPE.sub(lambda found: _unescape(found[1]), token[1:-1])
         if kind == "int" and token.lstrip("-").isdigit():
             return int(token)
-        if kind == "bool" and token in ("true", "false"):
-            return token == "true"
+        if kind == "bool" and token in _BOOLS:
+            return _BOOLS[token]
         if kind == "enum" and token[0].isalpha():
             return token
         raise self._error(f"{token!r} is no {kind}")

@@ -109,7 +109,7 @@ def make_manifests(
     if storage_uri is None:
         raise UsageError(
             "no place is named that the cluster gets the artifact from",
-            mend="Name it: --storage-uri s3://BUCKET/PATH, gs://…, pvc://CLAIM/PATH or hf://…; {name} is the model's.",
+            mend="Name it: --storage-uri s3://BUCKET/PATH, gs://BUCKET/PATH or pvc://CLAIM/PATH.",
         )
     if len(specs) > 1 and "{name}" not in storage_uri:
         raise UsageError(

@@ -7,7 +7,7 @@ onnxruntime_backend, README.md ("Model Config Options").
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,46 +125,54 @@ def check_parity(config: Mapping[str, Any], served: ServedModel, labels: Sequenc
     ours = served.config
     for name in ("name", "platform", "backend", "version_policy"):
         compare(name, config.get(name), ours[name], "of our server")
-    size = config.get("max_batch_size", 0)
+    size, batching = config.get("max_batch_size", 0), config.get("dynamic_batching")
     specs = (*served.signature.inputs, *served.signature.outputs)
     if served.has_rows and all(len(spec.shape) > 1 for spec in specs):
         compare("max_batch_size", size, ours["max_batch_size"], "of our server")
-        compare("dynamic_batching", config.get("dynamic_batching"), ours.get("dynamic_batching"), "of our server")
+        compare("dynamic_batching", batching, ours.get("dynamic_batching"), "of our server")
     else:
         compare("max_batch_size", size, 0, "of a graph whose requests cannot share a run")
-        compare("dynamic_batching", config.get("dynamic_batching"), None, "of a graph without batches")
-    for side, signature, said in (
-        ("input", served.signature.inputs, served.metadata["inputs"]),
-        ("output", served.signature.outputs, served.metadata["outputs"]),
-    ):
-        tensors = config.get(side, [])
-        compare(f"{side} names", [one.get("name") for one in tensors], [one.name for one in signature], "of the graph")
-        compare(
-            f"{side} names", [one.get("name") for one in tensors], [one["name"] for one in ours[side]], "of /config"
-        )
-        for tensor, spec, ours_said, ours_config in zip(tensors, signature, said, ours[side], strict=False):
-            what, whole = f"{side} {tensor.get('name')!r}", _whole(tensor, size)
-            shape = [axis if isinstance(axis, int) else _FREE for axis in spec.shape]
-            compare(f"the whole shape of {what}", whole, shape or [1], "of the graph")
-            compare(f"the whole shape of {what}", whole, ours_said["shape"] or [1], "of our server's metadata")
-            # Our server writes [1], too, for what is left of a tensor that has nothing but the axis of rows.
-            has_rows_only = shape == [_FREE] and _batch(ours) > 0 and ours_config["dims"] == [1]
-            wanted = shape if has_rows_only else _whole(ours_config, _batch(ours))
-            compare(f"the whole shape of {what}", whole, wanted, "of our server's /config")
-            kind = datatype_of(spec.dtype)
-            compare(f"the type of {what}", tensor.get("data_type"), _type_name(kind), "of the graph")
-            compare(
-                f"the type of {what}", tensor.get("data_type"), _type_name(ours_said["datatype"]), "of our metadata"
-            )
-            compare(f"the type of {what}", tensor.get("data_type"), ours_config["data_type"], "of our /config")
-    named = [one["label_filename"] for one in config.get("output", []) if "label_filename" in one]
-    if named:
+        compare("dynamic_batching", batching, None, "of a graph without batches")
+    for side, signature in (("input", served.signature.inputs), ("output", served.signature.outputs)):
+        tensors, said, said_config = config.get(side, []), served.metadata[f"{side}s"], ours[side]
+        names = [one.get("name") for one in tensors]
+        compare(f"{side} names", names, [one.name for one in signature], "of the graph")
+        compare(f"{side} names", names, [one["name"] for one in said], "of our server's metadata")
+        compare(f"{side} names", names, [one["name"] for one in said_config], "of our server's /config")
+        for tensor, spec, one, other in zip(tensors, signature, said, said_config, strict=False):
+            what = f"{side} {tensor.get('name')!r}"
+            _compare_tensor(compare, what, tensor, size, spec, one, other, _batch(ours))
+    if any("label_filename" in one for one in config.get("output", [])):
         compare("the list of labels", list(labels or ()), list(served.labels), "of the task")
     if faults:
         raise VerificationError(
             f"{served.spec.name}: Triton's configuration differs from what it describes: {'; '.join(faults)}",
             mend="Export it again; the file must not be edited in these places.",
         )
+
+
+def _compare_tensor(
+    compare: Callable[[str, object, object, str], None],
+    what: str,
+    tensor: Mapping[str, Any],
+    size: int,
+    spec: TensorSpec,
+    metadata: Mapping[str, Any],
+    ours: Mapping[str, Any],
+    our_size: int,
+) -> None:
+    """Compare a tensor of Triton's configuration with the graph's, and with our server's metadata and configuration."""
+    whole, kind = _whole(tensor, size), tensor.get("data_type")
+    shape = [axis if isinstance(axis, int) else _FREE for axis in spec.shape]
+    compare(f"the whole shape of {what}", whole, shape or [1], "of the graph")
+    compare(f"the whole shape of {what}", whole, metadata["shape"] or [1], "of our server's metadata")
+    # Our server writes [1], too, for what is left of a tensor that has nothing but the axis of rows.
+    has_rows_only = shape == [_FREE] and our_size > 0 and ours["dims"] == [1]
+    wanted = shape if has_rows_only else _whole(ours, our_size)
+    compare(f"the whole shape of {what}", whole, wanted, "of our server's /config")
+    compare(f"the type of {what}", kind, _type_name(datatype_of(spec.dtype)), "of the graph")
+    compare(f"the type of {what}", kind, _type_name(metadata["datatype"]), "of our server's metadata")
+    compare(f"the type of {what}", kind, ours["data_type"], "of our server's /config")
 
 
 def _batch(config: Mapping[str, Any]) -> int:

@@ -26,7 +26,7 @@ def measure_hostile(context: Context) -> None:
     with launch_ours(f"m={context.classifier}", "--threads", "1") as server:
         attacks: dict[str, Callable[[], str]] = {
             f"{NUM_SLOW} clients that send a byte of their headers a second": lambda: _slow_loris(context, server.port),
-            f"{NUM_BYTES / 1e6:g} MB in chunks of 1 byte": lambda: _tiny_chunks(context, server.port),
+            f"{NUM_BYTES / 1e6:g} MB in chunks of 1 byte": lambda: _tiny_chunks(server.port),
             f"JSON of depth {DEPTH}": lambda: _deep(server.port, DEPTH),
             "JSON of depth 100,000": lambda: _deep(server.port, 100_000),
         }
@@ -111,14 +111,13 @@ def _slow_loris(context: Context, port: int) -> str:
     return f"{NUM_SLOW - left_open} closed within {seconds:.0f} s ({codes})"
 
 
-def _tiny_chunks(context: Context, port: int) -> str:
-    count = max(30_000, int(NUM_BYTES * min(1.0, context.scale)))
+def _tiny_chunks(port: int) -> str:
     wire = Wire(port)
     wire.socket.sendall(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
     begin = time.monotonic()
     piece = b"1\r\nx\r\n" * 10_000
     try:
-        for _ in range(count // 10_000):
+        for _ in range(NUM_BYTES // 10_000):
             wire.socket.sendall(piece)
         status, _ = wire.ask(b"0\r\n\r\n")
     except (OSError, ConnectionError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from serve_bench.context import Context, token_arrays
 from serve_bench.processes import resident_mb
@@ -38,11 +39,12 @@ def measure_overload(context: Context) -> None:
         seconds = context.seconds(SECONDS, 3.0)
         context.say(f"overload: capacity {before:.0f}/s, {seconds:.0f} s at {OVERLOAD:g} times that")
         swarm = Swarm(server.port)
-        found = swarm.open(requests, before * OVERLOAD, seconds, wait_s=0.0)
-        most_in_flight = swarm.max_in_flight
-        swarm.close()
-        ended = time.monotonic()
-        accepts_s, normal_s = _recover(server.port, requests[0], ended, alone)
+        with ThreadPoolExecutor(1) as pool:  # the first probe goes out when the last request of the overload has
+            probing = pool.submit(_recover, server.port, requests[0], time.monotonic() + seconds, alone)
+            found = swarm.open(requests, before * OVERLOAD, seconds)
+            most_in_flight = swarm.max_in_flight
+            swarm.close()
+            accepts_s, normal_s = probing.result()
         grown = resident_mb(server.pid) - memory
         after = capacity_of(context, server.port, requests)
     _tell(context, found, before, after, alone, accepts_s, normal_s, grown, most_in_flight, length)
@@ -61,6 +63,7 @@ def _alone_ms(port: int, request: bytes) -> float:
 def _recover(port: int, request: bytes, ended: float, alone_ms: float) -> tuple[float, float]:
     """Seconds from the overload's end to the first accepted request, and to latencies as before; ten in a row."""
     accepts_s, normal, since = float("nan"), 0, 0.0
+    time.sleep(max(0.0, ended - time.monotonic()))
     while time.monotonic() - ended < 30 and normal < 10:
         begin = time.monotonic()
         wire = Wire(port)
@@ -107,7 +110,7 @@ def _tell(
         ["refused with 503", f"{len(refused):,}"],
         ["no listener or no connection", f"{found.count(REFUSED):,}"],
         ["lost connections", f"{found.count(LOST):,}"],
-        ["still waiting at the end", f"{found.count(UNANSWERED):,}"],
+        ["given up", f"{found.count(UNANSWERED):,}"],
         ["other statuses", f"{total - found.count(200, 503, LOST, REFUSED, UNANSWERED):,}"],
         ["goodput, % of capacity, by seconds", goodput],
         ["rejection from sending, p50 / p99 / most, ms", " / ".join(f"{_at(refused, q):.2f}" for q in (0.5, 0.99, 1))],

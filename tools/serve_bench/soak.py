@@ -62,7 +62,7 @@ def measure_soak(context: Context) -> None:
             if now < len(memory):
                 return
             memory.append(resident_mb(server.pid))
-            open_files.append(descriptors(server.pid))
+            open_files.append(descriptors(server.pid) - swarm.num_connections)
             with socket.create_connection(("127.0.0.1", server.port)) as plug:  # somebody goes in the middle
                 plug.sendall(_mixture_part(draw))
 
@@ -82,7 +82,7 @@ def measure_soak(context: Context) -> None:
             ["resident memory at first, after the warm-up, at last, MB",
              f"{memory[0]:.1f}, {memory[first]:.1f}, {memory[-1]:.1f}"],
             ["slope after the warm-up", slope],
-            ["descriptors least and most after the warm-up", f"{min(open_files[first:])}, {max(open_files[first:])}"],
+            ["descriptors beside clients' connections, least and most", f"{min(open_files[first:])}, {max(open_files[first:])}"],
             ["waiting and running at the end",
              f"{after.get('edgesmith_queue_length', -1):.0f}, {after.get('edgesmith_running_requests', -1):.0f}"],
         ],

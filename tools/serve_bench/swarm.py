@@ -84,6 +84,11 @@ class Swarm:
         self._free: list[_Line] = []
         self._num_busy = 0
 
+    @property
+    def num_connections(self) -> int:
+        """Connections that are open."""
+        return len(self._lines)
+
     def closed(self, requests: Sequence[bytes], connections: int, seconds: float) -> Outcomes:
         """Keep `connections` requests in flight for a time; the last ones are waited for."""
         self.outcomes = found = Outcomes(begin_ns=time.monotonic_ns())
