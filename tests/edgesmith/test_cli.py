@@ -30,6 +30,10 @@ def test_every_command_is_a_function_of_the_same_name() -> None:
     assert sorted(COMMANDS) == sorted(api.__all__)
 
 
+def test_help_shows_defaults_that_stand_in_brackets() -> None:
+    assert "[default: 20," in run("load", "--help").stdout
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\nsys.argv = ['edgesmith', '--help']\nfrom edgesmith.cli import main\n"

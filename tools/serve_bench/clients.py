@@ -96,6 +96,6 @@ def _collect(event: dict[str, Any], found: dict[str, collections.Counter[int]]) 
     if scenario is None:
         return
     recorder = scenario["recorder"]
-    for interaction in recorder["interactions"].values():
+    for interaction in recorder.get("interactions", {}).values():
         answer = interaction.get("response")
         found[recorder["label"]][answer["status_code"] if answer else 0] += 1
