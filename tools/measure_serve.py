@@ -70,7 +70,9 @@ def main() -> int:
     report = Report(f"{machine.summary}; {machine.setup}; load {machine.load_1min}; {where}; scale {given.scale:g}")
     print(report.machine, flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        context = Context(report, Path(folder), given.scale, given.classifier.resolve(), given.language.resolve(), given)
+        context = Context(
+            report, Path(folder), given.scale, given.classifier.resolve(), given.language.resolve(), given
+        )
         known = parts(context)
         if unknown := {*(given.only or ()), *given.skip} - known.keys():
             parser.error(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(known)}")

@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,7 +37,7 @@ def slow_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A graph whose every row costs 30 million operations: some hundred rows take as many milliseconds."""
     weight = np.random.default_rng(0).normal(0, WIDTH**-0.5, (WIDTH, WIDTH)).astype(np.float32)
     names = ["x", *(f"h{index}" for index in range(DEPTH - 1)), "y"]
-    nodes = [helper.make_node("MatMul", [one, "w"], [two]) for one, two in zip(names, names[1:], strict=False)]
+    nodes = [helper.make_node("MatMul", [one, "w"], [two]) for one, two in pairwise(names)]
     graph = helper.make_graph(
         nodes,
         "slow",
@@ -238,7 +239,9 @@ def test_a_killed_engine_takes_no_server_along_and_comes_back(classifier_path: P
             assert ask(server.url, "/v2/health/live")[0] == 200
             status, _, value = ask(server.url, "/predict/news", text)
             seen.append(status)
-            return status == 200 and value["predictions"] == expected and not {*engines} & {*children(server.process.pid)}
+            return (
+                status == 200 and value["predictions"] == expected and not {*engines} & {*children(server.process.pid)}
+            )
 
         wait_for(is_back, "the engine did not come back")
         assert set(seen) <= {200, 500, 502, 503}

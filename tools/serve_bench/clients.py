@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import http
 import json
 import os
 import subprocess
@@ -34,7 +35,7 @@ def run_clients(context: Context) -> None:
     subprocess.run(command, cwd=ROOT, check=False, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     rows: list[list[object]] = []
     bad = 0
-    for case in ElementTree.parse(out).iter("testcase"):  # noqa: S314 (our own file)
+    for case in ElementTree.parse(out).iter("testcase"):
         outcomes = [child.tag for child in case if child.tag in ("failure", "error", "skipped")]
         bad += bool(outcomes)
         rows.append([case.get("name", ""), ", ".join(outcomes) or "passed", f"{float(case.get('time', 0)):.1f}"])
@@ -55,6 +56,9 @@ def run_schemathesis(context: Context) -> None:
             for parameter in one["parameters"]:
                 if parameter["name"] in names:
                     parameter["schema"] = {"enum": names[parameter["name"]]}
+        for schema in document["components"]["schemas"].values():
+            if schema.get("properties", {}).get("model"):
+                schema["properties"]["model"] = {"enum": names["model"]}
         (folder / "openapi.json").write_text(json.dumps(document))
         (folder / "schemathesis.toml").write_text(SETTINGS)
         command = [str(SCHEMATHESIS), "run", "openapi.json", "--url", f"http://127.0.0.1:{server.port}"]
@@ -70,7 +74,7 @@ def run_schemathesis(context: Context) -> None:
         [label, sum(counts.values()), ", ".join(f"{code}: {count}" for code, count in sorted(counts.items()))]
         for label, counts in sorted(found.items())
     ]
-    bad = sum(count for counts in found.values() for code, count in counts.items() if code >= 500 and code != 503)
+    bad = sum(count for counts in found.values() for code, count in counts.items() if _is_bad(code))
     total = sum(sum(counts.values()) for counts in found.values())
     context.report.table(
         f"schemathesis, {cases} examples an endpoint",
@@ -80,7 +84,12 @@ def run_schemathesis(context: Context) -> None:
     )
     if not total:
         print(done.stdout[-2000:], done.stderr[-2000:])
-    context.report.check(exactly("schemathesis: 5xx other than 503", bad, 0, of=total))
+    context.report.check(exactly("schemathesis: no answer, or 5xx other than 503", bad, 0, of=total))
+
+
+def _is_bad(status: int) -> bool:
+    """No answer, or a failure of the server that is not its being too busy."""
+    return not status or (status >= 500 and status != http.HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 def _statuses(path: Path) -> dict[str, collections.Counter[int]]:

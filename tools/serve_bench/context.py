@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
 from serve_bench.report import Report
 
 __all__ = ["Context", "token_arrays"]

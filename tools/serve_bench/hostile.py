@@ -52,7 +52,9 @@ def measure_hostile(context: Context) -> None:
 
 def _beside(port: int, attack: Callable[[], str]) -> tuple[str, list[float], int]:
     """Run an attack while another client asks."""
-    request, latencies, failed = infer_body(token_arrays(1, 32), is_binary=False), [], [0]
+    request = infer_body(token_arrays(1, 32), is_binary=False)
+    latencies: list[float] = []
+    failed = [0]
     over = threading.Event()
 
     def ask() -> None:
@@ -95,15 +97,14 @@ def _slow_loris(context: Context, port: int) -> str:
         next_s = time.monotonic() + 1
         while (left := next_s - time.monotonic()) > 0:
             for key, _ in watch.select(left):
-                line = key.fileobj
                 try:
-                    data = line.recv(4096)  # type: ignore[union-attr]
+                    data = key.fileobj.recv(4096)  # type: ignore[union-attr]
                 except OSError:
                     data = b""
                 if data:
                     answers[key.fd] = data[9:12].decode()
                 else:
-                    watch.unregister(line)
+                    watch.unregister(key.fileobj)
     left_open, seconds = len(watch.get_map()), time.monotonic() - begin
     for line in lines:
         line.close()

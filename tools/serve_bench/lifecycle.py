@@ -24,7 +24,7 @@ from serve_bench.wire import infer_body, post
 
 __all__ = ["gauges", "measure_disconnects", "measure_drain", "measure_swaps"]
 
-TOKEN = "measure-serve-admin-token"  # noqa: S105 (of a server on loopback that lives for a minute)
+TOKEN = "measure-serve-admin-token"
 NUM_DRAINS, NUM_SWAPS, NUM_DISCONNECTS = 5, 100, 1000
 
 
@@ -51,7 +51,9 @@ def measure_drain(context: Context) -> None:
             seconds = context.seconds(6.0, 2.0)
             told: list[float] = []
 
-            def between(now: float, server: Running = server, half: float = seconds / 2, told: list[float] = told) -> None:
+            def between(
+                now: float, server: Running = server, half: float = seconds / 2, told: list[float] = told
+            ) -> None:
                 if now > half and not told:
                     told.append(now)
                     server.process.send_signal(signal.SIGTERM)
@@ -63,7 +65,9 @@ def measure_drain(context: Context) -> None:
         bad = found.count(LOST, UNANSWERED)
         lost += bad
         sent += len(found.status) - found.count(REFUSED)
-        rows.append([f"{number + 1}", f"{rate:.0f}", found.count(200), found.count(503), found.count(REFUSED), bad, code])
+        rows.append(
+            [f"{number + 1}", f"{rate:.0f}", found.count(200), found.count(503), found.count(REFUSED), bad, code]
+        )
     context.report.table(
         "SIGTERM at half load",
         ("run", "requests/s", "answered", "refused with 503", "no listener any more", "lost", "exit code"),
@@ -137,7 +141,9 @@ def _load(port: int) -> int:
 def measure_disconnects(context: Context) -> None:
     """Cut streams and long requests at all moments; then nothing may be held, and all slots must still write."""
     count = context.times(NUM_DISCONNECTS, 20)
-    stream = json.dumps({"model": "t", "prompt": "Call me", "max_tokens": 200, "stream": True, "temperature": 0}).encode()
+    stream = json.dumps(
+        {"model": "t", "prompt": "Call me", "max_tokens": 200, "stream": True, "temperature": 0}
+    ).encode()
     long_infer = infer_body(token_arrays(16, 128), is_binary=True)
     with launch_ours(f"m={context.classifier}", f"t={context.language}", "--threads", "1", "--slots", "4") as server:
         before = gauges(server.port)
@@ -162,7 +168,10 @@ def measure_disconnects(context: Context) -> None:
             ["running afterwards", f"{held['edgesmith_running_requests']:.0f}"],
             ["connections more than before", f"{connections:.0f}"],
             ["texts finished at once afterwards, of 4 slots", finished],
-            ["descriptors before, after", f"{before.get('process_open_fds', 0):.0f}, {after.get('process_open_fds', 0):.0f}"],
+            [
+                "descriptors before, after",
+                f"{before.get('process_open_fds', 0):.0f}, {after.get('process_open_fds', 0):.0f}",
+            ],
             ["resident memory before, after, MB", f"{_mb(before):.0f}, {_mb(after):.0f}"],
             ["ready", ready],
         ],
@@ -206,4 +215,3 @@ def _write(port: int, count: int) -> int:
     found = swarm.open([post("/v1/completions", body)], count * 1000.0, count / 1000.0 * 3, wait_s=60.0)
     swarm.close()
     return min(count, found.count(200))
-

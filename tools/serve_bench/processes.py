@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Running", "cpu_ns", "descriptors", "free_port", "get", "launch", "resident_mb", "tree"]
+__all__ = ["Running", "awake", "cores", "cpu_ns", "descriptors", "free_port", "get", "launch", "resident_mb", "tree"]
 
 
 _START_S = 120.0
@@ -42,7 +43,6 @@ def cores() -> tuple[int, int]:
     """The server's core and the client's: the first and the last of those that this process may use."""
     found = sorted(os.sched_getaffinity(0))
     return found[0], found[-1]
-
 
 
 def tree(pid: int) -> list[int]:
@@ -95,6 +95,24 @@ def get(port: int, path: str, timeout_s: float = 10.0) -> tuple[int, bytes]:
         return 0, b""
     finally:
         connection.close()
+
+
+@contextmanager
+def awake() -> Iterator[None]:
+    """Keep both cores from halting, by loops that run only when nothing else does.
+
+    In a virtual machine waking a core that has halted costs more than a request, and how much, the neighbours decide.
+    """
+    spinners = [
+        subprocess.Popen(["taskset", "-c", str(core), "chrt", "--idle", "0", sys.executable, "-c", "while True: pass"])
+        for core in cores()
+    ]
+    try:
+        yield
+    finally:
+        for one in spinners:
+            one.kill()
+            one.wait()
 
 
 @contextmanager

@@ -26,6 +26,8 @@ class Estimate:
     """Blocks, starts or samples that it was made of."""
     low: float | None = None
     high: float | None = None
+    is_enough: bool = True
+    """False where there should be an interval, and the sample is too small for one."""
 
     def __str__(self) -> str:
         interval = "" if self.low is None or self.high is None else f" ({_short(self.low)} … {_short(self.high)})"
@@ -85,7 +87,7 @@ def median_of(values: Sequence[float], unit: str) -> Estimate:
     ranks = [k for k in range(n // 2) if 1 - 2 * binomial_cdf(k, n, 0.5) >= CONFIDENCE]
     if ranks:
         low, high = ordered[ranks[-1]], ordered[n - 1 - ranks[-1]]
-    return Estimate(statistics.median(ordered) if ordered else math.nan, unit, n, low, high)
+    return Estimate(statistics.median(ordered) if ordered else math.nan, unit, n, low, high, is_enough=bool(ranks))
 
 
 def slope_of(values: Sequence[float], unit: str, *, num_blocks: int = 12) -> Estimate:
@@ -96,7 +98,7 @@ def slope_of(values: Sequence[float], unit: str, *, num_blocks: int = 12) -> Est
     y = [statistics.fmean(values[start : start + size]) for start in starts]
     n = len(x)
     if n < 4:
-        return Estimate(math.nan, unit, len(values))
+        return Estimate(math.nan, unit, len(values), is_enough=False)
     mean_x, mean_y = statistics.fmean(x), statistics.fmean(y)
     spread = sum((one - mean_x) ** 2 for one in x)
     slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread
@@ -109,6 +111,8 @@ def at_most(what: str, found: Estimate, limit: float) -> Check:
     """Judge an upper limit: PASS and FAIL only where the whole interval says so."""
     low = found.value if found.low is None else found.low
     high = found.value if found.high is None else found.high
+    if not found.is_enough:
+        return Check(what, str(found), "INCONCLUSIVE")
     return Check(what, str(found), "PASS" if high <= limit else "FAIL" if low > limit else "INCONCLUSIVE")
 
 
@@ -116,6 +120,8 @@ def at_least(what: str, found: Estimate, limit: float) -> Check:
     """Judge a lower limit."""
     low = found.value if found.low is None else found.low
     high = found.value if found.high is None else found.high
+    if not found.is_enough:
+        return Check(what, str(found), "INCONCLUSIVE")
     return Check(what, str(found), "PASS" if low >= limit else "FAIL" if high < limit else "INCONCLUSIVE")
 
 
@@ -133,4 +139,12 @@ def _short(value: float) -> str:
     if math.isnan(value):
         return "—"
     size = abs(value)
-    return f"{value:,.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 0.1 else f"{value:.3g}"
+    return (
+        f"{value:,.0f}"
+        if size >= 100
+        else f"{value:.1f}"
+        if size >= 10
+        else f"{value:.2f}"
+        if size >= 0.1
+        else f"{value:.3g}"
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from serve_bench.wire import Wire, infer_body
 __all__ = ["measure_start"]
 
 NUM_STARTS = 9
+NEWEST, PINNED, LOCKED = "pip install '.[serve]'", "the same, at this project's pins", "a bundle's lock file"
 IMPORT = (
     "import time; c, w = time.process_time(), time.perf_counter(); import serve.app, serve.arguments; "
     "print((time.perf_counter() - w) * 1e3, (time.process_time() - c) * 1e3)"
@@ -82,30 +82,42 @@ def _imports(context: Context) -> None:
 
 
 def _sizes(context: Context) -> None:
-    """Install the serve extra and a bundle's lock file into fresh environments."""
+    """Install the serve extra, newest and pinned, and a bundle's lock file into fresh environments."""
     rows: list[list[object]] = []
-    for name, is_lock in (("pip install '.[serve]'", False), ("a bundle's lock file", True)):
+    for name in (NEWEST, PINNED, LOCKED):
         context.say(f"size of {name}")
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
-            if is_lock:
+            if name == LOCKED:
                 command = [sys.executable, "-c", "from edgesmith.cli import main; main()", "bundle"]
                 command += [str(context.classifier), "--runtime", "-o", str(folder / "bundle")]
                 subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
                 wanted = ["--no-deps", "-r", str(next((folder / "bundle").rglob("requirements.lock")))]
             else:
                 wanted = [f"{_copy(folder / 'source')}[serve]"]
-            venv.create(folder / "venv", with_pip=True)
-            pip = [str(folder / "venv/bin/python"), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
-            subprocess.run([*pip, *wanted], check=True)
-            sites = next((folder / "venv/lib").glob("python*/site-packages"))
-            parts = sorted(((_size_mb(one), one.name) for one in sites.iterdir()), reverse=True)
-            total = sum(size for size, label in parts if label.partition("-")[0] not in ("pip", "setuptools"))
-            largest = ", ".join(f"{label} {size:.0f}" for size, label in parts[:6])
-            rows.append([name, total, sum(size for size, _ in parts), largest])
-            if not is_lock:
-                context.report.check(at_most("size of the serve extra ≤ 250 MB", Estimate(total, "MB", 1), 250))
-    context.report.table("Size of an environment", ("what", "MB without pip", "MB", "largest, MB"), rows)
+                wanted += ["-c", str(ROOT / "constraints.txt")] if name == PINNED else []
+            added, code, largest = _install(folder / "venv", wanted)
+            rows.append([name, added, code, largest])
+            if name == NEWEST:
+                context.report.check(at_most("size of the serve extra ≤ 250 MB", Estimate(added, "MB", 1), 250))
+    context.report.table(
+        "Size of an environment",
+        ("what", "added, MB", "of it compiled .pyc, MB", "largest, MB"),
+        rows,
+        "What installing adds to an environment that has pip and setuptools only; MB are 10^6 bytes.",
+    )
+
+
+def _install(environment: Path, wanted: list[str]) -> tuple[float, float, str]:
+    """Make an environment and install into it; give the MB that came, those of them that pip compiled, the largest."""
+    venv.create(environment, with_pip=True)
+    sites = next((environment / "lib").glob("python*/site-packages"))
+    before, code = _size_mb(sites), _size_mb(sites, "*.pyc")
+    pip = [str(environment / "bin/python"), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+    subprocess.run([*pip, *wanted], check=True)
+    parts = sorted(((_size_mb(one), one.name) for one in sites.iterdir() if one.name != "pip"), reverse=True)
+    largest = ", ".join(f"{label} {size:.0f}" for size, label in parts[:6])
+    return _size_mb(sites) - before, _size_mb(sites, "*.pyc") - code, largest
 
 
 def _copy(folder: Path) -> Path:
@@ -118,6 +130,6 @@ def _copy(folder: Path) -> Path:
     return folder
 
 
-def _size_mb(path: Path) -> float:
-    files = path.rglob("*") if path.is_dir() else [path]
+def _size_mb(path: Path, pattern: str = "*") -> float:
+    files = path.rglob(pattern) if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink()) / 1e6

@@ -18,7 +18,18 @@ from numpy.typing import NDArray
 from serve_bench.processes import Running, cores, free_port, launch
 from serve_bench.wire import infer_body, post
 
-__all__ = ["OURS", "PEERS", "EngineChild", "Subject", "launch_ours"]
+__all__ = [
+    "OURS",
+    "PEERS",
+    "PEERS_PYTHON",
+    "ROOT",
+    "Arrays",
+    "EngineChild",
+    "Subject",
+    "identity",
+    "launch_ours",
+    "pooling",
+]
 
 ROOT = Path(__file__).parents[2]
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
@@ -144,9 +155,9 @@ class EngineChild:
 
     def __init__(self, model: Path, folder: Path, threads: int = 1) -> None:
         self._folder = folder
+        script = Path(__file__).with_name("engine_child.py")
         self._process = subprocess.Popen(
-            ["taskset", "-c", str(cores()[0]), sys.executable, str(Path(__file__).with_name("engine_child.py")), str(model)]
-            + [str(threads)],
+            ["taskset", "-c", str(cores()[0]), sys.executable, str(script), str(model), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -162,7 +173,7 @@ class EngineChild:
     def keep(self, name: str, arrays: Arrays) -> Path:
         """Store arrays for `run`."""
         path = self._folder / f"{name}.npz"
-        np.savez(path, **arrays)
+        np.savez(path, **arrays)  # type: ignore[arg-type]
         return path
 
     def run(self, arrays: Path, *, calls: int | None = None, seconds: float | None = None) -> tuple[int, float, float]:

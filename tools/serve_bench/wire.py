@@ -28,7 +28,7 @@ def infer_body(arrays: Mapping[str, NDArray[Any]], *, is_binary: bool, path: str
     """A request of the Open Inference Protocol; a binary one asks for binary outputs."""
     inputs: list[dict[str, Any]] = []
     for name, array in arrays.items():
-        one = {"name": name, "shape": list(array.shape), "datatype": _DATATYPES[str(array.dtype)]}
+        one: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": _DATATYPES[str(array.dtype)]}
         one |= {"parameters": {"binary_data_size": array.nbytes}} if is_binary else {"data": array.ravel().tolist()}
         inputs.append(one)
     if not is_binary:

@@ -12,7 +12,8 @@ BATCH = int(os.environ.get("LITSERVE_BATCH", "1"))
 class Api(ls.LitAPI):
     """Arrays as nested lists, by name."""
 
-    def setup(self, device):
+    def setup(self, device):  # noqa: ARG002
+        """Open the model."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         self.session = ort.InferenceSession(os.environ["LITSERVE_MODEL"], options, providers=["CPUExecutionProvider"])
@@ -20,19 +21,24 @@ class Api(ls.LitAPI):
         self.names = [one.name for one in self.session.get_outputs()]
 
     def decode_request(self, request):
+        """JSON to arrays."""
         return {name: np.asarray(values, self.types[name]) for name, values in request["inputs"].items()}
 
     def batch(self, inputs):
+        """Join the rows of several requests."""
         return {name: np.concatenate([one[name] for one in inputs]) for name in self.types}
 
     def predict(self, x):
+        """Run."""
         return dict(zip(self.names, self.session.run(None, x), strict=True))
 
     def unbatch(self, output):
+        """Cut the rows apart again."""
         rows = len(output[self.names[0]])
         return [{name: values[row : row + 1] for name, values in output.items()} for row in range(rows)]
 
     def encode_response(self, output):
+        """Arrays to JSON."""
         return {"outputs": {name: values.tolist() for name, values in output.items()}}
 
 

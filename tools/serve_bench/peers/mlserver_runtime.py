@@ -11,6 +11,7 @@ class Runtime(MLModel):
     """Tensors of the Open Inference Protocol."""
 
     async def load(self) -> bool:
+        """Open the model."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         self.session = ort.InferenceSession(
@@ -20,6 +21,7 @@ class Runtime(MLModel):
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        """Run."""
         feeds = {one.name: np.ascontiguousarray(NumpyCodec.decode_input(one)) for one in payload.inputs}
         found = zip(self.names, self.session.run(None, feeds), strict=True)
         return InferenceResponse(
