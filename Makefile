@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Options for pytest: `make test PYTEST=tests/compress`, `make test PYTEST='-k merge -x'`.
 PYTEST ?=
 
-.PHONY: help setup demo demo-llm test check lint bench simulate bench-duet bench-load bench-gguf clean
+.PHONY: help setup demo demo-llm test check lint bench simulate bench-duet bench-load bench-gguf bench-serve clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ setup: $(READY)  ## make .venv with the pinned libraries (torch for the CPU wher
 
 .venv-ray/.ready: tests/serve/clients/ray.txt tools/setup-clients $(READY)
 	@tools/setup-clients .venv-ray $<
+
+.venv-peers/.ready: tools/serve_peers.txt tools/setup-clients $(READY)
+	@tools/setup-clients .venv-peers $<
 
 demo: $(READY)  ## fine-tune MiniLM on news texts, then: merge, export, quantize, verify, measure, judge, answer
 	@examples/news/run.sh
@@ -60,6 +63,9 @@ bench-load: $(READY)  ## what the load generator costs, and how late it sends
 
 bench-gguf: $(READY)  ## quality, size and speed of GGUF types, importance matrices and chosen bits, on SmolLM2 (30 min)
 	@PYTHONPATH=. $(BIN)/python tools/measure_gguf.py
+
+bench-serve: $(READY) $(CLIENTS) .venv-peers/.ready  ## what the server costs, and how it fails: beside other servers (60 min)
+	@PYTHONPATH=. $(BIN)/python tools/measure_serve.py
 
 clean:  ## remove what was made here (not .venv, not the caches below ~/.cache/edgesmith)
 	@rm -rf out build dist *.egg-info examples/*/{data,work,out}

@@ -21,6 +21,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from packaging.requirements import Requirement
+
 from edgesmith.artifact import Artifact, open_artifact
 from edgesmith.errors import MissingExtraError, UnsupportedError, UsageError
 from edgesmith.files import publish_folder, sha256_file, storage_errors, temporary_sibling
@@ -136,12 +138,15 @@ def _module_files(module: str, root: Path) -> Iterable[Path]:
                 yield path
 
 
-def runtime_libraries(kinds: Iterable[str], *, with_images: bool = False) -> tuple[str, ...]:
+def runtime_libraries(
+    kinds: Iterable[str], *, with_images: bool = False, platform: str | None = None
+) -> tuple[str, ...]:
     """The libraries that serve artifacts of these kinds, at the versions that are installed here.
 
     Args:
         kinds: Of the artifacts.
         with_images: Whether pictures are decoded.
+        platform: Where it runs, as pip names it; this machine's if left out.
 
     Returns:
         `name==version`, sorted, complete with what they need in turn.
@@ -164,18 +169,26 @@ def runtime_libraries(kinds: Iterable[str], *, with_images: bool = False) -> tup
                 f"the library `{name}` is not installed, so its version cannot be locked",
                 mend="Install what serves these artifacts: pip install 'edgesmith[serve,gguf,genai]', as needed.",
             ) from error
-        waiting.extend(set(_requirements(name)) - _UNUSED.get(name, frozenset()))
+        waiting.extend(set(_requirements(name, platform)) - _UNUSED.get(name, frozenset()))
     return tuple(f"{name}=={version}" for name, version in sorted(found.items()))
 
 
-def _requirements(name: str) -> Iterable[str]:
-    """What a distribution requires here, without its extras."""
+def _requirements(name: str, platform: str | None) -> Iterable[str]:
+    """What a distribution requires, without its extras, where the bundle is to run."""
+    where = {"extra": ""} | _environment(platform)
     for line in metadata.requires(name) or []:
-        requirement, _, marker = line.partition(";")
-        skipped = "extra" in marker or ("sys_platform" in marker and sys.platform not in marker)
-        skipped = skipped or "python_version <" in marker or "python_full_version <" in marker
-        if not skipped:
-            yield _normal(re.split(r"[\s<>=!~\[(]", requirement.strip(), maxsplit=1)[0])
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate(where):
+            yield _normal(requirement.name)
+
+
+def _environment(platform: str | None) -> dict[str, str]:
+    """What a platform's tag says of the machine, as markers ask for it; nothing where the tag is not known."""
+    for start, system in (("manylinux", "linux"), ("musllinux", "linux"), ("macosx", "darwin"), ("win", "win32")):
+        if platform is not None and platform.startswith(start):
+            machine = re.search(r"(x86_64|aarch64|arm64|armv7l|amd64)$", platform)
+            return {"sys_platform": system} | ({"platform_machine": machine[1]} if machine else {})
+    return {}
 
 
 def _normal(name: str) -> str:
@@ -276,7 +289,8 @@ def _fill(
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, folder / name)
     has_images = any((folder / one["path"] / "preprocessor_config.json").is_file() for one in index)
-    libraries = runtime_libraries([artifact.kind for artifact in models.values()], with_images=has_images)
+    kinds = [artifact.kind for artifact in models.values()]
+    libraries = runtime_libraries(kinds, with_images=has_images, platform=platform)
     wheels = folder / "wheels"
     lines = _fetch_wheels(libraries, wheels, platform, progress) if with_wheels else list(libraries)
     (folder / _LOCK).write_text("\n".join(lines) + "\n")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 
 from edgesmith.errors import EdgesmithError
 from serve.arguments import make_parser, read_config
+from serve.logs import log_to_stderr
 from serve.places import run_at
 
 __all__ = ["main"]
@@ -16,7 +16,7 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until told to stop; returns the exit code."""
     given = make_parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
+    log_to_stderr()
     try:
         config = read_config(given)
         run_at(config, given.on, given.replicas)

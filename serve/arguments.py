@@ -6,9 +6,12 @@ import argparse
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+from edgesmith.artifact import MANIFEST, read_manifest
 from edgesmith.errors import ArtifactError, UsageError
 from serve.config import Limits, ModelSpec, ServerConfig
 
@@ -26,6 +29,7 @@ __all__ = [
 ADMIN_TOKEN = "EDGESMITH_ADMIN_TOKEN"  # noqa: S105 (the name of a variable)
 API_KEYS = "EDGESMITH_API_KEYS"
 PLACES = ("ray",)
+T = TypeVar("T")
 _EXAMPLE = """examples:
   python -m serve news=release/server
   python -m serve news:1=old news:2=new --split news=1:95,2:5 --record traffic.jsonl
@@ -97,7 +101,12 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("models", nargs="*", metavar="NAME[:VERSION]=PATH", help="artifact folder, .onnx or .gguf file")
+    add(
+        "models",
+        nargs="*",
+        metavar="NAME[:VERSION]=PATH",
+        help="artifact folder, .onnx or .gguf file; a bare path is called by its last part",
+    )
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
     add("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
     add("--grpc-port", type=int, metavar="PORT", help="also speak gRPC on this port")
@@ -165,8 +174,8 @@ def read_config(given: argparse.Namespace, environment: Mapping[str, str] = os.e
     tokens = _keys(given.admin_token, environment, ADMIN_TOKEN)
     if len(tokens) > 1:
         raise UsageError("there are several admin tokens", mend="Give one.")
-    if not given.drain >= 0 or not given.max_body_mb > 0:
-        raise UsageError("--drain must not be negative and --max-body-mb must be above 0")
+    _check_numbers(given)
+    _check_places(given)
     return ServerConfig(
         models=tuple(specs),
         host=given.host,
@@ -181,13 +190,50 @@ def read_config(given: argparse.Namespace, environment: Mapping[str, str] = os.e
         tls_certificate=given.tls_certificate,
         tls_key=given.tls_key,
         drain_s=given.drain,
-        splits=dict(map(parse_split, given.split)),
-        shadows=dict(map(parse_shadow, given.shadow)),
+        splits=_once(map(parse_split, given.split), "--split"),
+        shadows=_once(map(parse_shadow, given.shadow), "--shadow"),
         slo_ms=given.slo_ms,
         record_to=given.record,
         has_page=not given.no_page,
         announce_to=given.announce,
     )
+
+
+def _check_numbers(given: argparse.Namespace) -> None:
+    """Refuse numbers that nothing can be done with, each by its flag."""
+    for flag, value in (("--port", given.port), ("--grpc-port", given.grpc_port)):
+        if value is not None and not 0 <= value <= 65535:
+            raise UsageError(f"{flag} is {value}; it must be from 0 to 65535")
+    for flag, value in (("--drain", given.drain), ("--timeout", given.timeout)):
+        if not (math.isfinite(value) and value >= 0):
+            raise UsageError(f"{flag} is {value:g}; it must be 0 s or more")
+    for flag, value in (("--max-body-mb", given.max_body_mb), ("--slo-ms", given.slo_ms)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise UsageError(f"{flag} is {value:g}; it must be above 0")
+
+
+def _check_places(given: argparse.Namespace) -> None:
+    """Refuse files, folders and pages that cannot be there, before anything is loaded."""
+    if given.repository is not None and not given.repository.is_dir():
+        raise UsageError(f"--repository {given.repository}: no such folder")
+    if given.announce is not None and not given.announce.resolve().parent.is_dir():
+        raise UsageError(f"--announce {given.announce}: its folder is not there", mend="Make the folder first.")
+    for origin in given.allow_origin:
+        if not re.fullmatch(r"https?://[^/\s]+/?", origin):
+            raise UsageError(f"--allow-origin {origin}: is no web page's origin", mend="Give https://example.org.")
+    for adapter, _ in map(parse_adapter, given.adapter):
+        if not adapter.is_file():
+            raise UsageError(f"--adapter {adapter}: no such file")
+
+
+def _once(pairs: Iterable[tuple[str, T]], flag: str) -> dict[str, T]:
+    """Pairs as a mapping; a model that is named twice is a mistake."""
+    found: dict[str, T] = {}
+    for name, value in pairs:
+        if name in found:
+            raise UsageError(f"{flag} names {name} twice", mend="Give all of its versions in one.")
+        found[name] = value
+    return found
 
 
 def _keys(path: Path | None, environment: Mapping[str, str], variable: str) -> tuple[str, ...]:
@@ -212,9 +258,13 @@ def bundled_models() -> list[str]:
         return []
     try:
         listed = json.loads(index.read_bytes())["models"]
-        return [f"{one['name']}:{one['version']}={root / one['path']}" for one in listed]
+        models = [(f"{one['name']}:{one['version']}", root / one["path"], one["digest"]) for one in listed]
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{index}: is damaged: {error}", mend="Copy the bundle again.") from error
+    for label, path, digest in models:
+        if (path / MANIFEST).is_file() and read_manifest(path).digest != digest:
+            raise ArtifactError(f"{path}: is not the {label} that was packed", mend="Copy the bundle again.")
+    return [f"{label}={path}" for label, path, _ in models]
 
 
 def _spec(name: str, version: str, path: Path, given: argparse.Namespace) -> ModelSpec:

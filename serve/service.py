@@ -80,6 +80,7 @@ class Service:
         key: str | None = None,
         request_id: str = "",
         is_chosen: bool | None = None,
+        counts: bool = True,
     ) -> GraphModel:
         """Run a job on a graph.
 
@@ -92,6 +93,7 @@ class Service:
             request_id: For what is recorded of it.
             is_chosen: Whether `choose` gave the version, so that the request has a part in comparing versions; None
                 where that is so if `version` is None.
+            counts: False of the further jobs of a request whose first one stands for it.
 
         Returns:
             The model that answers.
@@ -103,10 +105,12 @@ class Service:
         try:
             is_chosen = version is None if is_chosen is None else is_chosen
             model = _graph(self.choose(name, version, key))
-            self._follow(model, job, protocol, request_id, is_chosen=is_chosen)
-            self._submit(model, job, request_id, is_chosen=is_chosen)
+            if counts:
+                self._follow(model, job, protocol, request_id, is_chosen=is_chosen)
+            self._submit(model, job, request_id, is_chosen=is_chosen, counts=counts)
         except Exception as error:
-            self.failed(name, protocol, error, received_ns=job.received_ns)
+            if counts:
+                self.failed(name, protocol, error, received_ns=job.received_ns)
             raise
         return model
 
@@ -120,25 +124,28 @@ class Service:
         key: str | None = None,
         request_id: str = "",
         is_chosen: bool | None = None,
+        counts: bool = True,
     ) -> TextModel:
         """Let a language model write; as `infer`."""
         try:
             is_chosen = version is None if is_chosen is None else is_chosen
             model = _generator(self.choose(name, version, key))
             _check_tokens(job, self.limits)
-            self._follow(model, job, protocol, request_id, is_chosen=is_chosen)
-            self._submit(model, job, request_id, is_chosen=is_chosen)
+            if counts:
+                self._follow(model, job, protocol, request_id, is_chosen=is_chosen)
+            self._submit(model, job, request_id, is_chosen=is_chosen, counts=counts)
         except Exception as error:
-            self.failed(name, protocol, error, received_ns=job.received_ns)
+            if counts:
+                self.failed(name, protocol, error, received_ns=job.received_ns)
             raise
         return model
 
-    def _submit(self, model: GraphModel | TextModel, job: Any, request_id: str, *, is_chosen: bool) -> None:
+    def _submit(self, model: GraphModel | TextModel, job: Any, request_id: str, *, is_chosen: bool, counts: bool) -> None:
         """Hand a job over; a refusal counts against the version, as its client sees it."""
         try:
             model.submit(job)
         except Exception as error:
-            if self.traffic.watches(model.name):
+            if counts and self.traffic.watches(model.name):
                 outcome = refusal(error, request_id)
                 self.traffic.observe(model.name, model.version, outcome, is_chosen=is_chosen)
             raise

@@ -97,7 +97,9 @@ def serve(
     """Serve models: Open Inference Protocol v2, OpenAI, /predict, metrics, and a page to try them."""
     from edgesmith import api
     from serve.arguments import read_config
+    from serve.logs import log_to_stderr
 
+    log_to_stderr()
     given = Namespace(**{name: [] if value is None and name in _LISTS else value for name, value in locals().items()})
     api.serve(read_config(given), on=on, replicas=replicas)
 

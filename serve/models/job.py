@@ -20,7 +20,8 @@ class Job:
     Attributes:
         arrays: By input name; the first axis of each is the batch.
         done: Called once, on the loop's thread, with this job, whose `outputs` or `error` is then set.
-        deadline_ns: On `time.monotonic_ns`; not begun after it. None waits for ever.
+        deadline_ns: On `time.monotonic_ns`; answered with an error at it, whether begun or not. None waits for ever.
+        is_own_deadline: The request stated it, so that being late says nothing about the model.
         is_cancelled: The client has gone: set it, and the job is dropped if it is not begun yet.
         num_rows: Length of the first axis.
         received_ns: When the request was there.
@@ -36,6 +37,7 @@ class Job:
     num_rows: int
     received_ns: int
     deadline_ns: int | None = None
+    is_own_deadline: bool = False
     is_cancelled: bool = False
     started_ns: int = 0
     finished_ns: int = 0
@@ -52,6 +54,7 @@ class GenerationJob:
         prompt: Text as the model reads it.
         on_chunk: Called on the loop's thread with each piece, in order.
         done: Called once after the last piece, with this job; `finish_reason` or `error` is then set.
+        is_own_deadline: As of `Job`.
         num_logprobs: None for none, else how many likely tokens are named beside each one chosen; 0 names none.
         is_cancelled: Set it, and no further token is made.
         num_prompt_tokens: Set when the prompt was split.
@@ -71,6 +74,7 @@ class GenerationJob:
     json_schema: Mapping[str, Any] | None = None
     num_logprobs: int | None = None
     deadline_ns: int | None = None
+    is_own_deadline: bool = False
     is_cancelled: bool = False
     num_prompt_tokens: int = 0
     num_reused_tokens: int = 0

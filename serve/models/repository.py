@@ -103,6 +103,16 @@ class Repository:
         """Versions of one model that are ready, the oldest first; none of an unknown one."""
         return sorted((version for version in self._ready.get(name, {}) if version is not None), key=natural_key)
 
+    def is_ready(self, name: str, version: str | None = None) -> bool:
+        """Whether a version answers now; without one, the one that answers where none is named. False if unknown."""
+        model = self._ready.get(name, {}).get(version)
+        return model is not None and describe_entry(self._entries[name][model.version]).state == "READY"
+
+    def all_ready(self) -> bool:
+        """Whether every version that the server was started with answers now, but for those unloaded by order."""
+        wanted = (self._entries[spec.name][spec.version] for spec in self._config.models)
+        return all(entry.is_out or describe_entry(entry).state == "READY" for entry in wanted)
+
     def models(self) -> list[Model]:
         """All that are ready."""
         return [entry.loaded.model for entry in self._all() if entry.loaded is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -21,6 +22,7 @@ __all__ = ["OnnxEngine", "open_engine", "preflight"]
 _DOMAINS = frozenset({"", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"})
 # Operators that load native code, compiled blobs or other files.
 _REFUSED = frozenset({("com.microsoft", "EPContext"), ("com.microsoft", "PyOp"), ("com.microsoft", "PythonOp")})
+_SOURCE = re.compile(r"\s?/\S+\.(?:cc|h):\d+ (?:.*?\) )?")
 _DTYPES = {"float": "float32", "double": "float64"}
 
 
@@ -80,7 +82,7 @@ def open_engine(artifact: Artifact, options: EngineOptions) -> OnnxEngine:
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
     settings.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    settings.log_severity_level = 3  # errors only: they are raised anyway
+    settings.log_severity_level = 4  # errors are raised, and a client's mistakes must not fill the log
     if options.profile_to is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(options.profile_to / "trace")
@@ -223,4 +225,6 @@ def _compare(stated: Signature, actual: Signature, path: Path) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What went wrong, without the library's own source files, which tell a client nothing."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return _SOURCE.sub("", first)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,27 @@ def test_one_version_given_twice_is_refused_with_the_way_out():
         config_of("news=a", "news=b")
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--port", "99999"], "--port is 99999"),
+        (["--timeout", "nan"], "--timeout is nan"),
+        (["--timeout", "-1"], "--timeout is -1"),
+        (["--max-body-mb", "0"], "--max-body-mb is 0"),
+        (["--slo-ms", "-3"], "--slo-ms is -3"),
+        (["--repository", "/nowhere"], "--repository /nowhere: no such folder"),
+        (["--announce", "/nowhere/address"], "--announce /nowhere/address: its folder is not there"),
+        (["--allow-origin", "foo"], "--allow-origin foo: is no web page's origin"),
+        (["--adapter", "nowhere.gguf"], "--adapter nowhere.gguf: no such file"),
+        (["--split", "e=1:1", "--split", "e=2:1"], "--split names e twice"),
+        (["--shadow", "e=1", "--shadow", "e=2"], "--shadow names e twice"),
+    ],
+)
+def test_a_flag_that_cannot_be_obeyed_is_named_with_its_value(flags: list[str], said: str):
+    with pytest.raises(UsageError, match=re.escape(said)):
+        config_of("e=x", *flags)
+
+
 def test_without_any_model_there_is_nothing_to_serve():
     with pytest.raises(UsageError, match="no model is given"):
         config_of()
@@ -89,7 +111,10 @@ def test_a_runtime_inside_a_bundle_serves_what_the_bundle_holds(tmp_path: Path):
     root = Path(__file__).resolve().parents[2]
     for name in ("serve", "edgesmith"):
         shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    index = {"schema_version": 1, "models": [{"name": "news", "version": "2", "path": "models/news/2"}]}
+    index = {
+        "schema_version": 1,
+        "models": [{"name": "news", "version": "2", "path": "models/news/2", "digest": "sha256:0"}],
+    }
     (tmp_path / "bundle.json").write_text(json.dumps(index))
     script = "from serve.arguments import bundled_models; print(bundled_models())"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
