@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from edgesmith.errors import UsageError
 from serve.errors import ForbiddenError, RequestError, UnauthorizedError
+from serve.http.message import Headers
 from serve.http.router import AccessLevel
 
 __all__ = ["Access", "MisdirectedError", "is_loopback", "parse_keys", "read_keys", "read_keys_variable"]
@@ -22,6 +23,10 @@ GetHeader: TypeAlias = Callable[[bytes], "bytes | None"]
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 _MAX_REMEMBERED_HOSTS = 64
+_EXPOSED = (
+    b"access-control-expose-headers",
+    b"inference-header-content-length, retry-after, x-model-version, x-request-id",
+)
 
 
 class MisdirectedError(RequestError):
@@ -41,6 +46,9 @@ class Access:
             is made to point to this machine (DNS rebinding). None lets every name pass.
         origins: Web pages, such as `https://example.org`, whose scripts may send requests that change something;
             those of this server's own pages always may.
+
+    Attributes:
+        has_origins: Whether there are any such pages.
     """
 
     def __init__(
@@ -55,6 +63,7 @@ class Access:
         self._admin = None if admin_token is None else _digest(admin_token.encode())
         self._hosts = None if hosts is None else frozenset(host.lower().strip("[]") for host in hosts)
         self._origins = frozenset(origin.rstrip("/").lower() for origin in origins)
+        self.has_origins = bool(self._origins)
         self._good_hosts: set[bytes] = set()  # values of the header that have passed, so that they pass quickly
 
     @classmethod
@@ -96,6 +105,12 @@ class Access:
             self._check_admin(header)
         elif self._keys:
             self._check_key(header)
+
+    def cross_origin(self, origin: bytes | None) -> Headers:
+        """Headers by which a browser lets a web page of a listed origin read an answer; none for all others."""
+        if origin is None or origin.decode("latin-1").lower() not in self._origins:
+            return ()
+        return ((b"access-control-allow-origin", origin), _EXPOSED, (b"vary", b"origin"))
 
     def _check_host(self, value: bytes) -> None:
         if value in self._good_hosts:

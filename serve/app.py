@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -20,6 +22,7 @@ from serve.http.server import HttpServer
 from serve.http.sockets import run_loop
 from serve.metrics import Metrics
 from serve.models.repository import Repository
+from serve.models.threads import are_threads_left
 from serve.notify import notify
 from serve.service import Service
 from serve.traffic import Traffic, TrafficSettings
@@ -27,6 +30,9 @@ from serve.traffic import Traffic, TrafficSettings
 __all__ = ["App", "run_server"]
 
 _log = logging.getLogger("serve")
+
+_CLOSING_S = 1.0
+"""For models to end when requests have taken all the time that there was."""
 
 
 class App:
@@ -82,12 +88,11 @@ class App:
             await self._grpc.start(self.config.host, self.config.grpc_port)
 
     async def start_models(self) -> None:
-        """Load all models and begin to watch them; for a server whose HTTP is somebody else's."""
+        """Load all models; for a server whose HTTP is somebody else's."""
         repository = self.service.repository
         await repository.start()
         self.traffic.check(repository.versions)
         self.traffic.start()
-        self.service.start_watching()
         gc.collect()
         gc.freeze()  # what is there now stays: collections need not look at it again
 
@@ -96,19 +101,22 @@ class App:
 
     async def stop(self) -> None:
         """Finish what is under way, at most for the configuration's `drain_s`, then close everything."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + self.config.drain_s
         self.service.is_draining = True
         self.http.begin_drain()
         await asyncio.gather(
             self.http.drain(self.config.drain_s),
             *([self._grpc.stop(self.config.drain_s)] if self._grpc is not None else []),
         )
-        await self.stop_models()
+        await self.stop_models(max(_CLOSING_S, until_s - loop.time()))
 
-    async def stop_models(self) -> None:
-        """Close models, recording and watchers."""
-        self.service.stop_watching()
-        self.traffic.close()
-        await self.service.repository.close(self.config.drain_s)
+    async def stop_models(self, timeout_s: float | None = None) -> None:
+        """Close models, watchers and recording, within the configuration's `drain_s` or the time given."""
+        try:
+            await self.service.repository.close(self.config.drain_s if timeout_s is None else timeout_s)
+        finally:
+            self.traffic.close()
 
 
 def _routes(service: Service, *, has_page: bool) -> Sequence[Route]:
@@ -137,6 +145,11 @@ def run_server(config: ServerConfig) -> None:
         EdgesmithError: It cannot start; see `App.start`.
     """
     run_loop(_serve(config))
+    if are_threads_left():  # a model half loaded, or an engine that hangs: the interpreter's end would crash in it
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 async def _serve(config: ServerConfig) -> None:

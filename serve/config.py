@@ -63,7 +63,7 @@ class ModelSpec:
     """Texts that a language model writes at a time."""
     is_isolated: bool = False
     """Whether the engine runs in a process of its own, so that its crash is not the server's."""
-    engine_timeout_s: float | None = 300.0
+    engine_timeout_s: float | None = 120.0
     """Of an isolated engine: one that has not answered by then hangs, and its process is killed; None never does."""
     allow_golden_mismatch: bool = False
     """Serve a model that fails its own golden vectors, with a warning, instead of refusing it."""

@@ -5,27 +5,32 @@ Protocols turn bytes into jobs and jobs into bytes. What holds for every request
 
 from __future__ import annotations
 
+import logging
 import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from edgesmith.errors import UnsupportedError, UsageError
 from edgesmith.tasks import Task
 from serve.config import Limits, ServerConfig
 from serve.drift.monitor import DriftMonitor
-from serve.drift.reference import read_reference
-from serve.errors import ModelNotFoundError, NotReadyError, describe_failure
+from serve.errors import describe_failure
 from serve.metrics import Metrics
 from serve.models.graph_model import GraphModel
 from serve.models.job import GenerationJob, Job
+from serve.models.loading import Loaded
 from serve.models.repository import Repository
 from serve.models.text_model import TextModel
 from serve.traffic import Traffic, VersionWatcher, refusal
 from serve.verdicts import read_verdicts
 
 __all__ = ["Service"]
+
+_LOG = logging.getLogger(__name__)
+_DRIFT_S = 10.0  # for what it is at, in the thread that cleans up after a model
 
 
 class Service:
@@ -39,6 +44,7 @@ class Service:
 
     Attributes:
         is_draining: The server was told to stop.
+        num_watch_faults: Times that drift or traffic failed on a request; the request never does for that.
     """
 
     def __init__(
@@ -54,7 +60,10 @@ class Service:
         self.traffic = traffic
         traffic.attach(lambda name, version, job: _graph(repository.get(name, version)).submit(job))
         self._watched: dict[tuple[str, str], _Watched] = {}
+        self._known_faults: set[tuple[type[Exception], str]] = set()
+        self.num_watch_faults = 0
         self.is_draining = False
+        repository.observer = self
 
     @property
     def limits(self) -> Limits:
@@ -103,8 +112,8 @@ class Service:
             UsageError: The job does not fit the model.
         """
         try:
-            is_chosen = version is None if is_chosen is None else is_chosen
             model = _graph(self.choose(name, version, key))
+            is_chosen = self._is_compared(name, version, is_chosen)
             if counts:
                 self._follow(model, job, protocol, request_id, is_chosen=is_chosen)
             self._submit(model, job, request_id, is_chosen=is_chosen, counts=counts)
@@ -128,8 +137,8 @@ class Service:
     ) -> TextModel:
         """Let a language model write; as `infer`."""
         try:
-            is_chosen = version is None if is_chosen is None else is_chosen
             model = _generator(self.choose(name, version, key))
+            is_chosen = self._is_compared(name, version, is_chosen)
             _check_tokens(job, self.limits)
             if counts:
                 self._follow(model, job, protocol, request_id, is_chosen=is_chosen)
@@ -140,15 +149,34 @@ class Service:
             raise
         return model
 
-    def _submit(self, model: GraphModel | TextModel, job: Any, request_id: str, *, is_chosen: bool, counts: bool) -> None:
+    def _is_compared(self, name: str, version: str | None, is_chosen: bool | None) -> bool:
+        """Whether a request has a part in comparing versions: not while one of them is not there to be chosen."""
+        if not (version is None if is_chosen is None else is_chosen):
+            return False
+        arms = self.traffic.models.get(name)
+        return arms is None or all(self.repository.has(name, one) for one in arms.split.shares)
+
+    def _submit(
+        self, model: GraphModel | TextModel, job: Any, request_id: str, *, is_chosen: bool, counts: bool
+    ) -> None:
         """Hand a job over; a refusal counts against the version, as its client sees it."""
         try:
             model.submit(job)
         except Exception as error:
             if counts and self.traffic.watches(model.name):
-                outcome = refusal(error, request_id)
-                self.traffic.observe(model.name, model.version, outcome, is_chosen=is_chosen)
+                try:
+                    outcome = refusal(error, request_id)
+                    self.traffic.observe(model.name, model.version, outcome, is_chosen=is_chosen)
+                except Exception as fault:  # noqa: BLE001 - see _note_fault
+                    self._note_fault("traffic", fault)
             raise
+
+    def _note_fault(self, what: str, error: Exception) -> None:
+        """No request fails because somebody looks at it: the fault is counted, and logged once of each kind."""
+        self.num_watch_faults += 1
+        if (kind := (type(error), what)) not in self._known_faults:
+            self._known_faults.add(kind)
+            _LOG.error("%s failed; requests are answered all the same, and this is said once", what, exc_info=error)
 
     def failed(self, name: str | None, protocol: str, error: BaseException, *, received_ns: int = 0) -> None:
         """Count a request that never became a job."""
@@ -161,13 +189,18 @@ class Service:
         return read_verdicts(self.repository.get(name, version).artifact)
 
     def choose(self, name: str, version: str | None, key: str | None) -> GraphModel | TextModel:
-        """The model that answers; where the chosen version is just not there, the one it is compared with."""
+        """The model that answers.
+
+        Where the chosen version is just not there it is the one that it is compared with, then any that shares the
+        model's requests, then the newest.
+        """
         if version is not None or (chosen := self.traffic.choose(name, key)) is None:
             return self.repository.get(name, version)
-        try:
-            return self.repository.get(name, chosen)
-        except (ModelNotFoundError, NotReadyError):
-            return self.repository.get(name, self.traffic.control(name))
+        shares = self.traffic.models[name].split.shares
+        for one in (chosen, self.traffic.control(name), *shares):
+            if one is not None and self.repository.has(name, one):
+                return self.repository.get(name, one)
+        return self.repository.get(name)
 
     def _follow(
         self,
@@ -182,8 +215,8 @@ class Service:
         answer: Callable[[Any], None] = job.done
         name, version = model.name, model.version
         watched = self._watched.get((name, version))
-        if watched is None or watched.model() is not model:
-            watched = self._watch(model)
+        if watched is not None and watched.model() is not model:
+            watched = None
 
         def finish(ended: Any) -> None:
             answer(ended)
@@ -192,44 +225,47 @@ class Service:
             else:
                 reason = "ok" if ended.error is None else describe_failure(ended.error)[1]
             self.metrics.count_request(name, version, protocol, reason, time.monotonic_ns() - ended.received_ns)
+            if watched is None:
+                return
             if watched.drift is not None:
-                watched.drift.observe(ended)
+                try:
+                    watched.drift.observe(ended)
+                except Exception as error:  # noqa: BLE001 - see _note_fault
+                    self._note_fault("drift", error)
             if watched.traffic is not None:
-                watched.traffic.observe(ended, request_id=request_id, is_chosen=is_chosen)
+                try:
+                    watched.traffic.observe(ended, request_id=request_id, is_chosen=is_chosen)
+                except Exception as error:  # noqa: BLE001 - see _note_fault
+                    self._note_fault("traffic", error)
 
         job.done = finish
 
-    def _watch(self, model: GraphModel | TextModel) -> _Watched:
-        """Find out who is to be told of a model's jobs: once for each model that is loaded."""
+    def published(self, loaded: Loaded) -> None:
+        """Begin to watch a model that answers from now on; the repository's `Observer`."""
+        model = loaded.model
         key = (model.name, model.version)
-        before = self._watched.get(key)
-        if before is not None and before.drift is not None:
-            before.drift.close()
-        labels = getattr(getattr(model, "task", None), "labels", None)
-        found = _Watched(weakref.ref(model), _drift_monitor(model), self.traffic.watcher(*key, labels))
-        self._watched[key] = found
-        return found
+        drift: DriftMonitor | None = None
+        traffic: VersionWatcher | None = None
+        try:
+            drift = _drift_monitor(loaded)
+            traffic = self.traffic.watcher(*key, getattr(getattr(model, "task", None), "labels", None))
+        except Exception as error:  # noqa: BLE001 - the model answers all the same
+            self._note_fault("watching", error)
+        self._watched[key] = _Watched(weakref.ref(model), drift, traffic)
+
+    def withdrawn(self, model: GraphModel | TextModel) -> Callable[[], None] | None:
+        """Forget a model that gets no more requests; what it was given is still watched."""
+        key = (model.name, model.version)
+        watched = self._watched.get(key)
+        if watched is None or watched.model() is not model:
+            return None
+        del self._watched[key]
+        return None if watched.drift is None else partial(watched.drift.close, _DRIFT_S)
 
     @property
     def drift(self) -> dict[tuple[str, str], DriftMonitor]:
-        """Model and version → monitor, of every version whose artifact has a reference."""
-        return {
-            key: watched.drift
-            for key, watched in self._watched.items()
-            if watched.drift is not None and watched.model() is not None
-        }
-
-    def start_watching(self) -> None:
-        """Begin to watch all models that are ready, so that the first request need not wait for that."""
-        for entry in self.repository.index():
-            if entry.state == "READY":
-                self._watch(self.repository.get(entry.name, entry.version))
-
-    def stop_watching(self) -> None:
-        """End the threads of those who watch."""
-        for watched in self._watched.values():
-            if watched.drift is not None:
-                watched.drift.close()
+        """Model and version → monitor, of every version that answers and whose artifact has a reference."""
+        return {key: watched.drift for key, watched in list(self._watched.items()) if watched.drift is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,11 +277,11 @@ class _Watched:
     traffic: VersionWatcher | None
 
 
-def _drift_monitor(model: GraphModel | TextModel) -> DriftMonitor | None:
-    reference = read_reference(model.artifact)
-    if reference is None or not isinstance(model, GraphModel):
+def _drift_monitor(loaded: Loaded) -> DriftMonitor | None:
+    model = loaded.model
+    if loaded.reference is None or not isinstance(model, GraphModel):
         return None
-    monitor = DriftMonitor(reference, model.task if isinstance(model.task, Task) else None)
+    monitor = DriftMonitor(loaded.reference, model.task if isinstance(model.task, Task) else None)
     monitor.start()
     return monitor
 

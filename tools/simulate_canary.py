@@ -6,7 +6,8 @@
 Versions whose failure rates are known answer drawn requests, and somebody looks after every one of them. The joint
 sequence is what the server uses; beside it the same evidence judged by an interval for each arm, by an empirical
 Bernstein sequence for the inverse-probability-weighted difference, and by a z-test looked at daily or at every request.
-Prints two Markdown tables.
+With sticky keys the requests of one key are alike: the server counts the first of each, and a table shows what counting
+all of them would do. Prints three Markdown tables.
 """
 
 from __future__ import annotations
@@ -44,17 +45,20 @@ class Run:
         is_canary: Who answered.
         harm: Whether it failed.
         share: Of the canary.
+        is_counted: Whether it has a part in the comparison; None where all have.
     """
 
     is_canary: NDArray[np.bool_]
     harm: NDArray[np.bool_]
     share: float
+    is_counted: NDArray[np.bool_] | None = None
 
     def counts(self) -> tuple[Floats, Floats, Floats, Floats]:
         """Number and harms of the canary, then of the control, after every request."""
         ours, harm = self.is_canary, self.harm
+        counted = np.ones_like(ours) if self.is_counted is None else self.is_counted
         return tuple(  # type: ignore[return-value]
-            np.cumsum(flags, axis=1, dtype=np.float64) for flags in (ours, ours & harm, ~ours, ~ours & harm)
+            np.cumsum(flags & counted, axis=1, dtype=np.float64) for flags in (ours, ours & harm, ~ours, ~ours & harm)
         )
 
 
@@ -63,6 +67,33 @@ def draw(rng: np.random.Generator, trials: int, requests: int, share: float, con
     is_canary = rng.random((trials, requests)) < share
     harm = rng.random((trials, requests)) < np.where(is_canary, canary, control)
     return Run(is_canary=is_canary, harm=harm, share=share)
+
+
+def draw_keyed(
+    rng: np.random.Generator, trials: int, requests: int, share: float, *, keys: int, factor: float, is_first: bool
+) -> Run:
+    """Draw requests of clients with sticky keys: a few send most of them, and each has a harm rate of its own.
+
+    Args:
+        rng: Draws.
+        trials: How many.
+        requests: Of each trial.
+        share: Of the keys that the canary gets.
+        keys: How many.
+        factor: Of the canary's harm rates to the control's, which are 10 % in the mean.
+        is_first: Whether the first request of each key alone is counted.
+    """
+    sizes = 1 / np.arange(1, keys + 1)
+    rates = rng.beta(0.5, 4.5, (trials, keys))
+    arms = rng.random((trials, keys)) < share
+    chosen = rng.choice(keys, (trials, requests), p=sizes / sizes.sum())
+    is_canary = np.take_along_axis(arms, chosen, axis=1)
+    rate = np.take_along_axis(rates, chosen, axis=1) * np.where(is_canary, factor, 1.0)
+    counted = np.zeros((trials, requests), bool)
+    for flags, row in zip(counted, chosen, strict=True):
+        flags[np.unique(row, return_index=True)[1]] = True
+    harm = rng.random((trials, requests)) < rate
+    return Run(is_canary=is_canary, harm=harm, share=share, is_counted=counted if is_first else None)
 
 
 class Winnings:
@@ -196,6 +227,7 @@ def main() -> None:
     truths = {"both 1 %": flat * 0.01, "both 10 %": flat * 0.1, "outages of both": outage}
     cells = [Cell(title, rate, rate, 0.0) for title, rate in truths.items()]
     tabulate(cells, sequences_ | tests, given, lambda stops: f"{(stops < _LAST).mean():.1%}")
+    tabulate_keyed(given)
     print("\nRequests until stopped, both arms together: median (90th percentile):\n")
     longer = np.ones(4 * given.requests)
     cells = [
@@ -221,6 +253,25 @@ def describe(stops: NDArray[np.int64]) -> str:
     """Median and 90th percentile of when trials were stopped."""
     shown = [f"{value:,}" if value < _LAST else "later" for value in np.quantile(stops, [0.5, 0.9], method="higher")]
     return f"{shown[0]} ({shown[1]})"
+
+
+def tabulate_keyed(given: argparse.Namespace) -> None:
+    """Print a Markdown table of what is counted by the number of keys, with the server's sequence."""
+    print(f"\nThe same with sticky keys, harm 10 %, of each key another; stopped in {given.requests:,} requests:\n")
+    print("| keys | truth | all requests count | the first of each key |\n| --- | --- | --- | --- |")
+    for keys in (200, 2000, 20000):
+        for factor, margin, title in ((1.0, 0.0, "no worse, margin 0"), (1.0, 0.02, "no worse, margin 2.0%"),
+                                      (3.0, 0.02, "three times, margin 2.0%")):  # fmt: skip
+            shown = []
+            for is_first in (False, True):
+                rng, stopped = np.random.default_rng((given.seed, keys)), 0
+                for _ in range(given.trials // _CHUNK or 1):
+                    run = draw_keyed(
+                        rng, _CHUNK, given.requests, given.share, keys=keys, factor=factor, is_first=is_first
+                    )
+                    stopped += int((joint_stop(run, margin, given.alpha) < _LAST).sum())
+                shown.append(f"{stopped / (max(given.trials // _CHUNK, 1) * _CHUNK):.1%}")
+            print(f"| {keys:,} | {title} | {' | '.join(shown)} |", flush=True)
 
 
 def tabulate(

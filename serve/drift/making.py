@@ -21,7 +21,7 @@ from serve.drift.features import (
     output_values,
     row_tokens,
 )
-from serve.drift.reference import Feature, Reference
+from serve.drift.reference import Feature, Reference, num_counted_rows
 from serve.runtime import Engine
 
 __all__ = ["MAX_ROWS", "MIN_ROWS", "make_reference", "make_text_reference"]
@@ -31,12 +31,14 @@ MAX_ROWS = 2000
 """Rows that are looked at; a thousand are enough."""
 _BATCH = 16
 _ROWS_A_BIN = 16
+"""Of those that are counted."""
 _MAX_BINS = 10
 _MAX_VALUES = 20
 _SAME = 1e-3
 """Spread, as a share of the largest value, below which values are rounding's."""
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,75 +114,93 @@ def _describe(
             f"{len(rows)} rows are too few for a reference of drift",
             mend=f"Give {MIN_ROWS} or more, better a thousand.",
         )
-    columns = _columns(rows, outputs, vocabulary)
-    features = [_feature(name, np.array(column), labels) for name, column in columns.items()]
+    chooses = _choosers(len(rows))
+    buckets = np.concatenate([_buckets(rows[index], vocabulary) for index in np.flatnonzero(chooses)])
+    bucket_counts = np.bincount(buckets, minlength=NUM_BUCKETS)
+    columns = _columns(rows, outputs, vocabulary, log_shares(bucket_counts.astype(np.float64)))
+    features: list[Feature | None] = []
+    for name, column in columns.items():
+        values = np.array(column)
+        if name == "label" and 0 < len(labels) <= _MAX_VALUES:
+            features.append(_named(name, values, range(len(labels)), labels))
+        elif name == "label":
+            features.append(_named(name, values[~chooses], _most_frequent(values[chooses], len(values)), labels))
+        elif name == "token":
+            features.append(_named(name, values[~chooses], _most_frequent(buckets, len(values)), ()))
+        else:
+            features.append(_ordered(name, values[chooses], values[~chooses]))
     kept = tuple(feature for feature in features if feature is not None)
     names = {feature.name for feature in kept}
-    counts = sum(_bucket_counts(row, vocabulary) for row in rows)
     return Reference(
         output=output,
         num_rows=len(rows),
         ignored_tokens=tuple(vocabulary.ignored.tolist()),
         unknown_id=vocabulary.unknown_id,
-        bucket_counts=tuple(np.asarray(counts, np.int64).tolist()),
+        bucket_counts=tuple(bucket_counts.tolist()),
         features=kept,
         skipped=tuple(name for name in columns if name not in names),
     )
 
 
-def _bucket_counts(row: Ints, vocabulary: _Vocabulary) -> Ints:
-    text = row[~np.isin(row, vocabulary.ignored)]
-    return np.bincount(bucket_of(text), minlength=NUM_BUCKETS)
+def _choosers(num_rows: int) -> NDArray[np.bool_]:
+    """The rows that choose what of the others is counted, drawn: rows may lie in an order of their own.
+
+    Values that are frequent among the very rows that chose them are less so in any others; so are tokens that are not
+    surprising, and edges with as many rows between them. With nothing changed, that would be alarms: rows that chose
+    nothing are as any served ones.
+    """
+    draw = random.Random(2)  # noqa: S311 - its bits are the same in every version of Python
+    order = np.argsort([draw.getrandbits(32) for _ in range(num_rows)], kind="stable")
+    is_first = np.zeros(num_rows, bool)
+    is_first[order[: num_rows - num_counted_rows(num_rows)]] = True
+    return is_first
+
+
+def _buckets(row: Ints, vocabulary: _Vocabulary) -> Ints:
+    return bucket_of(row[~np.isin(row, vocabulary.ignored)])
 
 
 def _columns(
-    rows: Sequence[Ints], outputs: Sequence[dict[str, float]], vocabulary: _Vocabulary
+    rows: Sequence[Ints], outputs: Sequence[dict[str, float]], vocabulary: _Vocabulary, logs: Floats
 ) -> dict[str, list[float]]:
-    """Values by feature. A row's surprise is taken against the other rows, as a served row's will be."""
-    counts = [_bucket_counts(row, vocabulary) for row in rows]
-    total = np.sum(counts, axis=0)
+    """Values by feature."""
     draw = random.Random(0)  # noqa: S311 - picks tokens
     columns: dict[str, list[float]] = {}
-    for row, own, output in zip(rows, counts, outputs, strict=True):
-        values = given_values(
-            row,
-            ignored=vocabulary.ignored,
-            unknown_id=vocabulary.unknown_id,
-            logs=log_shares((total - own).astype(np.float64)),
-            draw=draw,
-        )
+    for row, output in zip(rows, outputs, strict=True):
+        values = given_values(row, ignored=vocabulary.ignored, unknown_id=vocabulary.unknown_id, logs=logs, draw=draw)
         for name, value in (values | output).items():
             columns.setdefault(name, []).append(value)
     return columns
 
 
-def _feature(name: str, values: NDArray[np.float64], labels: tuple[str, ...]) -> Feature | None:
-    """Count a feature's values; None where they do not differ, so that they say nothing."""
-    if name in ("label", "token"):
-        return _named(name, values.astype(np.int64), labels if name == "label" else ())
+def _ordered(name: str, values: Floats, counted: Floats) -> Feature | None:
+    """Count a feature between edges that other rows' values give; None where these do not differ and say nothing."""
     if name == "unknown":  # even where no row has one: served rows may
         edges = np.unique(np.append(0.0, np.quantile(values, [0.5, 0.9])))
     elif name == "length" and np.ptp(values) == 0:  # all were cut to the longest; served ones may be shorter
         edges = np.array([values[0] - 1, values[0]])
     else:
-        if not np.isfinite(values).all() or np.ptp(values) <= _SAME * np.abs(values).max():
+        if not np.isfinite(np.concatenate([values, counted])).all() or np.ptp(values) <= _SAME * np.abs(values).max():
             return None
-        num_bins = min(max(len(values) // _ROWS_A_BIN, 2), _MAX_BINS)
+        num_bins = min(max(len(counted) // _ROWS_A_BIN, 2), _MAX_BINS)
         edges = np.unique(np.quantile(values, np.arange(1, num_bins) / num_bins))
     edges = np.unique([float(f"{edge:.6g}") for edge in edges])
-    counts = np.bincount(np.searchsorted(edges, values, side="left"), minlength=len(edges) + 1)
+    counts = np.bincount(np.searchsorted(edges, counted, side="left"), minlength=len(edges) + 1)
     return Feature(name=name, edges=tuple(edges.tolist()), counts=tuple(counts.tolist()))
 
 
-def _named(name: str, values: Ints, labels: tuple[str, ...]) -> Feature:
-    found, counts = np.unique(values, return_counts=True)
-    if labels and len(labels) <= _MAX_VALUES:
-        kept = list(range(len(labels)))
-    else:
-        most = min(_MAX_VALUES, max(len(values) // _ROWS_A_BIN, 1))
-        kept = sorted(found[np.lexsort((found, -counts))][:most].tolist())
-    by_value = dict(zip(found.tolist(), counts.tolist(), strict=True))
-    in_bins = [by_value.get(value, 0) for value in kept]
+def _most_frequent(values: NDArray[Any], num_rows: int) -> list[int]:
+    """The values that are counted, so many that each can have some rows."""
+    found, counts = np.unique(values.astype(np.int64), return_counts=True)
+    most = min(_MAX_VALUES, max(num_counted_rows(num_rows) // _ROWS_A_BIN, 1))
+    return sorted(found[np.lexsort((found, -counts))][:most].tolist())
+
+
+def _named(name: str, values: Floats, kept: Sequence[int], labels: tuple[str, ...]) -> Feature | None:
+    """Count a feature's values by themselves; None where there are none to count."""
+    if not kept:
+        return None
+    in_bins = [int((values == value).sum()) for value in kept]
     return Feature(
         name=name,
         values=tuple(kept),

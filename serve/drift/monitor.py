@@ -29,10 +29,12 @@ _LOG = logging.getLogger(__name__)
 _SPACING_NS = 5_000_000
 """At most 200 requests a second are looked at, however short a window is."""
 _MAX_WAITING = 64
+_MAX_WAITING_BYTES = 64 << 20
 
 Arrays = Mapping[str, NDArray[Any]]
 Tokenize = Callable[[str], Sequence[int]]
-_Seen = tuple[Arrays, Arrays, int] | str
+_Seen = tuple[Arrays, Arrays] | str
+"""One row's inputs and outputs, or a prompt."""
 
 
 class DriftMonitor:
@@ -76,7 +78,9 @@ class DriftMonitor:
         self._ignored = reference.ignored
         self._logs = log_shares(reference.bucket_counts)
         self._draw = random.Random(1)  # noqa: S311 - picks tokens
-        self._seen: deque[_Seen] = deque(maxlen=_MAX_WAITING)
+        self._seen: deque[tuple[_Seen, int]] = deque()
+        # Two sums, each of one thread: what waits is their difference.
+        self._put_bytes = self._taken_bytes = 0
         self._turn = 0
         self._next_ns = 0
         self._looked_rows = 0
@@ -87,9 +91,13 @@ class DriftMonitor:
         """Start the thread."""
         self._background.start()
 
-    def close(self) -> None:
-        """End the thread; closing twice is harmless."""
-        self._background.close()
+    def close(self, timeout_s: float = 0.0) -> None:
+        """Have the thread end; closing twice is harmless.
+
+        Args:
+            timeout_s: How long to wait for it. The loop does not: the thread ends by itself, after what it is at.
+        """
+        self._background.close(timeout_s)
 
     def observe(self, job: Job | GenerationJob, *, request_id: str = "", is_chosen: bool = True) -> None:
         """Look at a finished job, or not: it is a sample. On the loop's thread, from its `done`.
@@ -97,23 +105,25 @@ class DriftMonitor:
         Of a request of several rows one is taken: rows that came together are alike.
         """
         del request_id, is_chosen
-        if job.finished_ns < self._next_ns or job.error is not None:
+        if job.finished_ns < self._next_ns or job.error is not None or len(self._seen) >= _MAX_WAITING:
             return
         if isinstance(job, Job):
             if job.outputs is None or not job.num_rows:
                 return
             self._turn += 1
-            self._seen.append((job.arrays, job.outputs, self._turn % job.num_rows))
-        elif self._tokenize is not None:
-            self._seen.append(job.prompt)
+            self._keep_row(job, job.outputs, self._turn % job.num_rows)
+        elif self._tokenize is not None and self._has_room(size := 4 * len(job.prompt)):
+            self._keep(job.prompt, size)
         self._next_ns = job.finished_ns + self._spacing_ns
         self._background.wake()
 
     def work(self) -> None:
         """Count what was seen since, and compare if a window is whole; called by the thread."""
         while self._seen:
+            seen, size = self._seen.popleft()
+            self._taken_bytes += size
             try:
-                values = self._values(self._seen.popleft())
+                values = self._values(seen)
             except (EdgesmithError, KeyError, IndexError, TypeError, ValueError):  # raw tensors of another making
                 self.num_unread += 1
             else:
@@ -145,7 +155,7 @@ class DriftMonitor:
             "alarms": self.num_alarms,
             "unread": self.num_unread,
             "skipped": list(self.reference.skipped),
-            "features": [_describe(look, self._looked_rows, self.reference.num_rows) for look in self.looks],
+            "features": [_describe(look, self._looked_rows) for look in self.looks],
         }
 
     @property
@@ -154,6 +164,24 @@ class DriftMonitor:
         if not self.looks:
             return "too few"
         return "alarm" if any(look.state == "alarm" for look in self.looks) else "ok"
+
+    def _keep_row(self, job: Job, outputs: Arrays, row: int) -> None:
+        """Keep a copy of one row: a view of it would hold its whole request, and the batch that it was run in."""
+        if "input_ids" not in job.arrays:  # nothing is known of such tensors: the thread counts them as unread
+            self._keep(({}, {}), 0)
+            return
+        given, answered = (_row_of(arrays, row, job.num_rows) for arrays in (job.arrays, outputs))
+        size = sum(array.nbytes for arrays in (given, answered) for array in arrays.values())
+        if self._has_room(size):
+            self._keep(({name: one.copy() for name, one in given.items()},
+                        {name: one.copy() for name, one in answered.items()}), size)  # fmt: skip
+
+    def _has_room(self, size: int) -> bool:
+        return self._put_bytes - self._taken_bytes + size <= _MAX_WAITING_BYTES
+
+    def _keep(self, seen: _Seen, size: int) -> None:
+        self._put_bytes += size
+        self._seen.append((seen, size))
 
     def _begin(self, now_ns: int) -> None:
         shortest_s = self.settings.shortest_s(self.num_windows)
@@ -178,11 +206,10 @@ class DriftMonitor:
         if isinstance(seen, str):
             assert self._tokenize is not None
             return self._given(np.array(self._tokenize(seen), np.int64))
-        arrays, outputs, row = seen
-        values = self._given(row_tokens(arrays, row))
+        arrays, outputs = seen
+        values = self._given(row_tokens(arrays, 0))
         if self._task is not None:
-            own = {name: array[row : row + 1] for name, array in arrays.items()}
-            vector = self._task.vectors({name: array[row : row + 1] for name, array in outputs.items()}, own)[0]
+            vector = self._task.vectors(outputs, arrays)[0]
             if not np.isfinite(vector).all():
                 raise ValueError("an output is not finite")
             values |= output_values(vector, self._task.output_kind)
@@ -205,7 +232,11 @@ def drift_families(monitors: Iterable[tuple[str, str, DriftMonitor]]) -> Iterabl
     return families_of(monitors)
 
 
-def _describe(look: Look, num_window: int, num_reference: int) -> dict[str, Any]:
+def _row_of(arrays: Arrays, row: int, num_rows: int) -> dict[str, NDArray[Any]]:
+    return {name: array[row : row + 1] for name, array in arrays.items() if array.ndim and len(array) == num_rows}
+
+
+def _describe(look: Look, num_window: int) -> dict[str, Any]:
     difference = look.difference
     return {
         "name": look.feature.name,
@@ -216,6 +247,6 @@ def _describe(look: Look, num_window: int, num_reference: int) -> dict[str, Any]
         "p_adjusted": look.p_adjusted,
         "distance": difference.distance,
         "bins": look.feature.bin_names,
-        "reference": [count / num_reference for count in look.feature.counts],
+        "reference": [count / sum(look.feature.counts) for count in look.feature.counts],
         "window": [count / num_window for count in look.counts],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -14,8 +15,9 @@ from edgesmith.errors import ArtifactError
 from edgesmith.files import atomic_write, storage_errors
 from serve.drift.features import NUM_BUCKETS
 
-__all__ = ["REFERENCE_FILE", "Feature", "Reference", "read_reference", "write_reference"]
+__all__ = ["REFERENCE_FILE", "Feature", "Reference", "num_counted_rows", "read_reference", "write_reference"]
 
+_LOG = logging.getLogger(__name__)
 REFERENCE_FILE = "reference.json"
 _MAX_BYTES = 64 << 10
 _MAX_COUNT = 10**9
@@ -25,12 +27,17 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1, max_length=64)]
 
 
+def num_counted_rows(num_rows: int) -> int:
+    """Rows whose values are counted where the others choose which values are."""
+    return num_rows - num_rows // 2
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Feature(_Strict):
-    """The reference's rows, counted by the value of one feature.
+    """The reference's rows, counted by the value of one feature; half of them, where the others chose the bins.
 
     A value v is in bin i where edges[i - 1] < v <= edges[i]; without edges it is one of `values`, or in the last bin.
     """
@@ -77,14 +84,14 @@ class Feature(_Strict):
 class Reference(_Strict):
     """What a model's calibration rows look like, as it is given them and as it answers them."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     output: Literal["logits", "embedding", "text"]
     """What is looked at beside the input; of a model that writes text, nothing."""
     num_rows: Annotated[int, Field(ge=2, le=_MAX_COUNT)]
     ignored_tokens: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, max_length=1024)] = ()
     unknown_id: Annotated[int, Field(ge=0)] | None = None
     bucket_counts: Annotated[tuple[Count, ...], Field(strict=False, min_length=NUM_BUCKETS, max_length=NUM_BUCKETS)]
-    """Tokens of all rows by bucket."""
+    """Tokens by bucket, of the half of the rows that is not counted otherwise."""
     features: Annotated[tuple[Feature, ...], Field(strict=False, min_length=1, max_length=32)]
     skipped: Annotated[tuple[Name, ...], Field(strict=False, max_length=32)] = ()
     """Features that say nothing of these rows, because all of them have the same value."""
@@ -95,7 +102,7 @@ class Reference(_Strict):
         if len(set(names)) != len(names):
             raise ValueError("a feature is there twice")
         for feature in self.features:
-            if sum(feature.counts) != self.num_rows:
+            if sum(feature.counts) not in (self.num_rows, num_counted_rows(self.num_rows)):
                 raise ValueError(f"{feature.name} counts {sum(feature.counts)} rows of {self.num_rows}")
         return self
 
@@ -115,7 +122,7 @@ def write_reference(folder: Path, reference: Reference) -> None:
 
 
 def read_reference(artifact: Artifact) -> Reference | None:
-    """The reference of an artifact; None if it has none.
+    """The reference of an artifact; None if it has none, or one whose alarms would be false.
 
     Raises:
         ArtifactError: It is damaged, or larger than a reference can be.
@@ -128,10 +135,14 @@ def read_reference(artifact: Artifact) -> Reference | None:
             raise ArtifactError(f"{path}: is {size:,} bytes; a reference has at most {_MAX_BYTES:,}")
         text = path.read_bytes()
     try:
-        return Reference.model_validate_json(text)
+        found = Reference.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ArtifactError(
             f"{path}: is damaged at {where or 'its start'}: {first['msg']}", mend="Make the artifact again."
         ) from error
+    if found.schema_version == 1:  # what is counted was chosen by the rows that counted it
+        _LOG.warning("%s is of an older version and not used; make the artifact again to watch drift", path)
+        return None
+    return found

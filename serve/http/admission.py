@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from serve.access import Access
 from serve.config import Limits
 from serve.errors import MalformedError, RequestError, TooLargeError
+from serve.http.message import Headers, Response
 from serve.http.router import MethodNotAllowedError, Route, Router
 from serve.http.target import Target, check_path, parse_target
 
-__all__ = ["Admission", "Place", "options_answer"]
+__all__ = ["Admission", "Place"]
 
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+_HEADER_NAMES = re.compile(rb"[A-Za-z0-9_, -]{1,2048}")
 _MAX_REMEMBERED = 1024
 _MAX_REMEMBERED_BYTES = 256
 
@@ -36,12 +38,17 @@ class Place:
 
 
 class Admission:
-    """Finds the route of a request and checks what its head tells; remembers targets that were good."""
+    """Finds the route of a request and checks what its head tells; remembers targets that were good.
+
+    Attributes:
+        has_origins: Whether there are web pages of other origins that may read answers.
+    """
 
     def __init__(self, router: Router, limits: Limits, access: Access) -> None:
         self._router = router
         self._limits = limits
         self._access = access
+        self.has_origins = access.has_origins
         self._places: dict[tuple[str, bytes], Place] = {}
         self._hosts: set[bytes] = set()
 
@@ -119,15 +126,36 @@ class Admission:
     def body_limit(self, route: Route | None) -> int:
         """The most bytes that a body of this route may have."""
         limit = self._limits.max_body_bytes
-        if route is None or route.max_body_bytes is None:
-            return limit
-        return min(limit, route.max_body_bytes)
+        return limit if route is None else route.limit_body(limit)
+
+    def cross_origin(self, headers: Mapping[bytes, bytes]) -> Headers:
+        """Headers that let a listed web page of another origin read the answer."""
+        return self._access.cross_origin(headers.get(b"origin")) if self.has_origins else ()
+
+    def answer_options(self, place: Place, method: str, headers: Mapping[bytes, bytes]) -> Response | None:
+        """Answer to an OPTIONS request that has no route of its own; None when it is no such request.
+
+        What browsers ask ahead of a listed web page's request is allowed, with all headers that it wants to send.
+        """
+        allow = _allowed_methods(place) if method == "OPTIONS" else None
+        if allow is None:
+            return None
+        return Response(204, b"", b"", ((b"allow", allow.encode()), *self._preflight(allow, headers)))
+
+    def _preflight(self, allow: str, headers: Mapping[bytes, bytes]) -> Headers:
+        wanted = headers.get(b"access-control-request-headers", b"")
+        if b"access-control-request-method" not in headers or not self.cross_origin(headers):
+            return ()
+        found = [(b"access-control-allow-methods", allow.encode()), (b"access-control-max-age", b"600")]
+        if wanted and _HEADER_NAMES.fullmatch(wanted):
+            found.append((b"access-control-allow-headers", wanted))
+        if headers.get(b"access-control-request-private-network") == b"true":
+            found.append((b"access-control-allow-private-network", b"true"))
+        return tuple(found)
 
 
-def options_answer(place: Place, method: str) -> str | None:
-    """The methods to answer an OPTIONS request with that has no route of its own; None when it is no such request."""
-    if method != "OPTIONS":
-        return None
+def _allowed_methods(place: Place) -> str | None:
+    """The methods to answer an OPTIONS request with; None when it has a route, or leads nowhere."""
     if place.target.path == "*":
         return "GET, HEAD, OPTIONS, POST"
     return place.error.allow if isinstance(place.error, MethodNotAllowedError) else None

@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 from serve.access import Access
 from serve.config import Limits
 from serve.errors import MalformedError, RequestError, TooLargeError
-from serve.http.admission import Admission, options_answer
+from serve.http.admission import Admission
 from serve.http.failures import HeadersTooLargeError, UrlTooLongError, answer_failure
 from serve.http.heads import as_parts
-from serve.http.message import Response
+from serve.http.message import Headers, Response
 from serve.http.router import Route, Router
 
 __all__ = ["asgi_app"]
@@ -95,6 +95,7 @@ class _AsgiRequest:
         self._header_list: list[tuple[bytes, bytes]] = list(scope["headers"])
         self._headers: dict[bytes, bytes] = dict(self._header_list)
         self._send = send
+        self._extra: Headers = ()
         self._route: Route | None = None
         self._loop = asyncio.get_running_loop()
         self._on_close: Callable[[], None] | None = None
@@ -208,9 +209,10 @@ class _AsgiRequest:
             raise MalformedError("the path holds an encoded slash")
         place = admission.find_decoded(self.method, self.path, self.query)
         self._route, self.params = place.route, place.params
-        allow = options_answer(place, self.method)
-        if allow is not None:
-            self.respond(Response(204, b"", b"", ((b"allow", allow.encode()),)))
+        self._extra = admission.cross_origin(self._headers)
+        answer = admission.answer_options(place, self.method, self._headers)
+        if answer is not None:
+            self.respond(answer)
             return None
         length = self._headers.get(b"content-length", b"0")
         admission.check(place, self.method, self._headers, int(length) if length.isdigit() else 0)
@@ -288,7 +290,7 @@ class _AsgiRequest:
     def _begin(self, response: Response, extra: tuple[tuple[bytes, bytes], ...]) -> None:
         if self._is_begun:
             raise RuntimeError(f"{self.method} {self.path} was answered twice")
-        headers = [*response.headers, *extra, (b"server", b"edgesmith")]
+        headers = [*response.headers, *self._extra, *extra, (b"server", b"edgesmith")]
         if response.content_type:
             headers.append((b"content-type", response.content_type))
         for name, value in headers:

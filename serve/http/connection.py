@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from serve.http.exchange import Exchange
 from serve.http.failures import RequestTimeoutError, TooManyConnectionsError, answer_failure
 from serve.http.heads import as_parts
-from serve.http.message import Buffer, Response
+from serve.http.message import Buffer, Headers, Response
 from serve.http.reading import RequestReader
 from serve.http.states import BODY, BUSY, CHUNKED, CLOSING, HEAD, LINGER
 
@@ -72,7 +72,12 @@ class Connection(RequestReader):
             shared.on_empty.set()
 
     def eof_received(self) -> bool:
-        """A client that ends its side is one that has gone: the two cannot be told apart."""
+        """A client that ends its side is one that has gone.
+
+        HTTP lets a client end its side after its request and still read the answer. On the wire that looks as one
+        that has been closed altogether; it would be told apart only by writing to it, that is after the work has been
+        done for nobody. Dropping the work of clients that have gone is worth more here.
+        """
         self._leave()
         if self.state != LINGER:
             self.state = CLOSING
@@ -94,10 +99,10 @@ class Connection(RequestReader):
         shared = self._shared
         is_last = not exchange.is_keep_alive or shared.is_draining
         try:
-            self._write_whole(response, is_last=is_last, is_head=exchange.is_head)
+            self._write_whole(response, is_last=is_last, is_head=exchange.is_head, extra=exchange.extra)
         except (ValueError, TypeError) as error:
             failure = answer_failure(error, None)
-            self._write_whole(failure, is_last=is_last, is_head=exchange.is_head)
+            self._write_whole(failure, is_last=is_last, is_head=exchange.is_head, extra=exchange.extra)
         self._next(is_last=is_last)
 
     def send_stream_head(self, exchange: Exchange, response: Response) -> None:
@@ -110,7 +115,7 @@ class Connection(RequestReader):
         head = self._shared.heads.write(
             response.status,
             response.content_type,
-            response.headers,
+            response.headers + exchange.extra,
             framing,
             is_last=not exchange.is_keep_alive,
         )
@@ -198,12 +203,12 @@ class Connection(RequestReader):
     def refuse(self, error: RequestError, route: Route | None = None) -> None:
         """Answer with an error and close, for the rest of what the client sends cannot be told apart."""
         self._shared.counters.count_error(error.reason)
-        self.refuse_with(answer_failure(error, route))
+        self.refuse_with(answer_failure(error, route), self.exchange)
 
-    def refuse_with(self, response: Response) -> None:
+    def refuse_with(self, response: Response, exchange: Exchange | None) -> None:
         """Answer and close while the client is still sending."""
         self.exchange = None
-        self._write_whole(response, is_last=True, is_head=False)
+        self._write_whole(response, is_last=True, is_head=False, extra=exchange.extra if exchange is not None else ())
         self._linger()
 
     def ask_for_body(self) -> None:
@@ -222,14 +227,18 @@ class Connection(RequestReader):
         """A request of this connection."""
         return Exchange(self, head, path, query)
 
-    def _write_whole(self, response: Response, *, is_last: bool, is_head: bool) -> None:
+    def _write_whole(self, response: Response, *, is_last: bool, is_head: bool, extra: Headers) -> None:
         parts, size = as_parts(response.body)
         if response.status in _BODILESS:
             framing, parts, size = b"", [], 0
         else:
             framing = b"content-length: %d\r\n" % size
         head = self._shared.heads.write(
-            response.status, response.content_type, response.headers, framing, is_last=is_last
+            response.status,
+            response.content_type,
+            response.headers + extra if extra else response.headers,
+            framing,
+            is_last=is_last,
         )
         if is_head:
             parts, size = [], 0

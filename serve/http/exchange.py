@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from serve.http.failures import answer_failure
-from serve.http.message import Response
+from serve.http.message import Headers, Response
 from serve.http.router import Route
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Exchange:
         "_stream",
         "_task",
         "body",
+        "extra",
         "headers",
         "is_head",
         "is_http_1_0",
@@ -57,6 +58,7 @@ class Exchange:
         self.received_ns = 0
         self.route: Route | None = None
         self.refusal: Response | None = None
+        self.extra: Headers = ()
         self.is_head = head.method == "HEAD"
         self.is_http_1_0 = head.is_http_1_0
         self.is_keep_alive = head.is_keep_alive

@@ -16,6 +16,7 @@ __all__ = [
     "TooManyConnectionsError",
     "UrlTooLongError",
     "answer_failure",
+    "tell_failure",
 ]
 
 _LOG = logging.getLogger(__name__)
@@ -55,12 +56,22 @@ class TooManyConnectionsError(OverloadedError):
     reason = "connections"
 
 
+def tell_failure(error: BaseException) -> tuple[int, str, str]:
+    """Status, reason and message of a failure, as `describe_failure` has them, with what mends it on the same line.
+
+    >>> tell_failure(RequestError("the body is empty", mend="Send JSON."))
+    (400, 'bad_request', 'the body is empty; Send JSON.')
+    """
+    status, reason, message = describe_failure(error)
+    return status, reason, message.replace("\n  → ", "; ")
+
+
 def answer_failure(error: BaseException, route: Route | None) -> Response:
     """The answer that tells a client of `error`, in the form of its route's protocol.
 
     What no client may see is logged with its traceback.
     """
-    status, reason, message = describe_failure(error)
+    status, reason, message = tell_failure(error)
     if status == 500:
         where = "a request" if route is None else f"{route.method} {route.pattern}"
         _LOG.error("%s failed", where, exc_info=error)

@@ -79,8 +79,13 @@ class ByteIntake(asyncio.BufferedProtocol):
     def get_buffer(self, _size_hint: int) -> memoryview:
         """Where to read to: the body's own place when one is coming."""
         if self.state == BODY:
-            self._is_direct = True
-            return self._get_body().room()
+            try:
+                room = self._get_body().room()
+            except RequestError as error:
+                self.refuse(error, None if self.exchange is None else self.exchange.route)
+            else:
+                self._is_direct = True
+                return room
         buffer = self._shared.buffer
         if buffer is None:
             self._own_buffer = buffer = self._own_buffer or bytearray(READ_BYTES)

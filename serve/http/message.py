@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-__all__ = ["Buffer", "Handler", "Request", "Response", "Stream"]
+__all__ = ["Buffer", "Handler", "Headers", "Request", "Response", "Stream"]
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
+Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
 
 
 @dataclass(frozen=True, slots=True)

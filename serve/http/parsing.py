@@ -12,9 +12,10 @@ import httptools
 
 from serve.config import Limits
 from serve.errors import MalformedError, RequestError
+from serve.http.body_room import Lease
 from serve.http.failures import HeadersTooLargeError, UrlTooLongError
 
-__all__ = ["RequestHead", "RequestParser"]
+__all__ = ["Chunks", "RequestHead", "RequestParser"]
 
 _END = b"\r\n\r\n"
 _METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")}
@@ -46,6 +47,12 @@ class RequestHead:
     is_chunked: bool
     is_http_1_0: bool
     is_keep_alive: bool
+
+
+class Chunks(bytearray):
+    """Data of chunks, with the room that it takes once it is large."""
+
+    lease: Lease | None = None
 
 
 class RequestParser:
@@ -87,7 +94,7 @@ class RequestParser:
         self.head_bytes = 0
         self.is_head_done = False
         self.is_message_done = False
-        self.chunks = bytearray()
+        self.chunks = Chunks()
 
     def feed_head(self, data: bytearray, view: memoryview, start: int, end: int) -> int:
         """Parse on in the head of a request.
@@ -181,9 +188,9 @@ class RequestParser:
             raise HeadersTooLargeError("there is too much beside the data of the chunks")
         return stop
 
-    def take_chunks(self) -> bytearray:
+    def take_chunks(self) -> Chunks:
         """The body that came in chunks."""
-        chunks, self.chunks = self.chunks, bytearray()
+        chunks, self.chunks = self.chunks, Chunks()
         self._headers, self._violation = {}, None
         self._num_repeated = 0
         self.is_head_done = self.is_message_done = False
@@ -192,7 +199,7 @@ class RequestParser:
     def forget(self) -> None:
         """Break the cycle with llhttp's wrapper, which holds our methods."""
         self._parser = None
-        self.chunks = bytearray()
+        self.chunks = Chunks()
 
     def _segment_end(self, data: bytearray, start: int, end: int) -> int:
         """Where the next empty line ends, or `end`; the line may have begun in what was fed before."""

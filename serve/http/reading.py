@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from serve.errors import RequestError, TooLargeError
-from serve.http.admission import Place, options_answer
+from serve.http.admission import Place
+from serve.http.body_room import Lease
 from serve.http.exchange import Exchange
 from serve.http.failures import ExpectationError, answer_failure
 from serve.http.incoming import IncomingBody
@@ -24,6 +25,8 @@ __all__ = ["RequestReader"]
 
 _MAX_IGNORED_BODY_BYTES = 64 << 10  # of a refused request whose connection is kept
 _MAX_LAST_BYTES = 4 << 10
+_SMALL_BYTES = 64 << 10  # of chunks that are not counted
+_LEASE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,8 @@ class RequestReader(ByteIntake):
     def _open(self, head: RequestHead, place: Place) -> Exchange:
         exchange = self.new_exchange(head, place.target.path, place.target.query)
         exchange.route = place.route
+        if self._shared.admission.has_origins:
+            exchange.extra = self._shared.admission.cross_origin(head.headers)
         if place.params:
             exchange.params = place.params.copy()
         return exchange
@@ -136,7 +141,7 @@ class RequestReader(ByteIntake):
         has_body = head.is_chunked or head.length > 0
         if refusal is not None and has_body:
             if head.is_chunked or expect is not None or head.length > _MAX_IGNORED_BODY_BYTES:
-                self.refuse_with(refusal)
+                self.refuse_with(refusal, exchange)
                 return None
         elif expect is not None and has_body and not is_more and not head.is_http_1_0:
             self.ask_for_body()
@@ -144,9 +149,10 @@ class RequestReader(ByteIntake):
         return place if refusal is None and expect is None and not head.is_chunked else None
 
     def _find_refusal(self, head: RequestHead, place: Place, expect: bytes | None) -> Response | None:
-        allow = options_answer(place, head.method) if head.method == "OPTIONS" else None
-        if allow is not None:
-            return Response(204, b"", b"", ((b"allow", allow.encode()),))
+        if head.method == "OPTIONS":
+            answer = self._shared.admission.answer_options(place, head.method, head.headers)
+            if answer is not None:
+                return answer
         try:
             self._shared.admission.check(place, head.method, head.headers, head.length)
             if expect is not None and expect.lower() != b"100-continue":
@@ -189,7 +195,7 @@ class RequestReader(ByteIntake):
 
     def _get_body(self) -> IncomingBody:
         if self._body is None:
-            self._body = IncomingBody(self._body_length)
+            self._body = IncomingBody(self._body_length, self._shared.bodies)
         return self._body
 
     def _finish_body(self, body: IncomingBody) -> None:
@@ -200,12 +206,17 @@ class RequestReader(ByteIntake):
 
     def _read_chunks(self, data: bytearray, view: memoryview, start: int, end: int) -> int:
         stop = self._parser.feed_chunks(data, view, start, end)
-        if len(self._parser.chunks) > self._body_limit:
+        chunks = self._parser.chunks
+        if len(chunks) > self._body_limit:
             raise TooLargeError(f"the body has more than {self._body_limit:,} bytes")
+        if len(chunks) > _SMALL_BYTES:
+            if chunks.lease is None:
+                chunks.lease = Lease(self._shared.bodies)
+            chunks.lease.grow(-(-len(chunks) // _LEASE_BYTES) * _LEASE_BYTES)
         if self._parser.is_message_done:
             exchange = self.exchange
             assert exchange is not None
-            exchange.body = self._parser.take_chunks()
+            exchange.body = memoryview(self._parser.take_chunks())
             self._dispatch(exchange)
         return stop
 
@@ -239,7 +250,7 @@ class RequestReader(ByteIntake):
         """A request of this connection."""
 
     @abstractmethod
-    def refuse_with(self, response: Response) -> None:
+    def refuse_with(self, response: Response, exchange: Exchange | None) -> None:
         """Answer, and close."""
 
     @abstractmethod

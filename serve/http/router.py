@@ -16,6 +16,10 @@ ErrorBody: TypeAlias = Callable[[int, str, str], Response]
 """Makes an error answer in a protocol's own form of status, reason (as metrics count it) and message."""
 
 
+_MAX_UNASKED_BYTES = 64 << 10
+"""Of a body that nobody reads, or that comes without a key."""
+
+
 class PathNotFoundError(RequestError):
     """No route has this path."""
 
@@ -49,7 +53,8 @@ class Route:
         access: `open` to everybody, to users (who need a key where keys are configured) or to admins.
         protocol: The name that metrics count by.
         error_body: Makes error answers; None answers `{"error": message}`.
-        max_body_bytes: A narrower limit than the server's; None takes the server's.
+        max_body_bytes: A narrower limit than the server's; None takes the server's. Routes of GET and those that
+            are open to everybody take at most 64 KiB whatever this says.
     """
 
     method: str
@@ -59,6 +64,14 @@ class Route:
     protocol: str = "http"
     error_body: ErrorBody | None = None
     max_body_bytes: int | None = None
+
+    def limit_body(self, most: int) -> int:
+        """The most bytes that a body may have, of a server that takes `most`."""
+        if self.max_body_bytes is not None:
+            most = min(most, self.max_body_bytes)
+        if self.access == "open" or self.method in ("GET", "HEAD"):
+            most = min(most, _MAX_UNASKED_BYTES)
+        return most
 
 
 @dataclass(slots=True)

@@ -12,7 +12,9 @@ import time
 
 from serve.access import Access
 from serve.config import Limits
+from serve.http.acceptor import Acceptor
 from serve.http.admission import Admission
+from serve.http.body_room import BodyRoom, default_room
 from serve.http.connection import Connection
 from serve.http.intake import READ_BYTES
 from serve.http.router import Router
@@ -39,6 +41,8 @@ class HttpServer:
         limits: The most that one client may ask for.
         access: Who may ask for what; by default everybody for everything but admin routes.
         tls: Speak TLS, with these settings (see `serve.http.tls.make_tls_context`).
+        max_bodies_bytes: Memory for the bodies of all requests together; by default four of the largest, and at least
+            256 MiB. Above it requests are told to come again.
 
     Attributes:
         counters: What has been seen so far.
@@ -51,6 +55,7 @@ class HttpServer:
         access: Access | None = None,
         *,
         tls: ssl.SSLContext | None = None,
+        max_bodies_bytes: int | None = None,
     ) -> None:
         self.counters = Counters()
         self._limits = limits or Limits()
@@ -61,7 +66,8 @@ class HttpServer:
         self._address: tuple[str, int] = ("", 0)
         self._shared: Shared | None = None
         self._sweeper: asyncio.TimerHandle | None = None
-        self._accepting: set[asyncio.Task[None]] = set()
+        self._bodies = BodyRoom(max_bodies_bytes or default_room(self._limits.max_body_bytes))
+        self._acceptor: Acceptor | None = None
 
     async def start(self, host: str, port: int) -> None:
         """Listen.
@@ -83,20 +89,17 @@ class HttpServer:
                 self._limits.max_connections,
             )
         loop = asyncio.get_running_loop()
-        self._shared = shared = Shared(loop, self._admission, self._limits, self.counters)
+        self._shared = shared = Shared(loop, self._admission, self._limits, self.counters, self._bodies)
         if sys.platform != "win32":
             shared.buffer = bytearray(READ_BYTES)
+        self._acceptor = Acceptor(shared, self._tls)
         for bound in sockets:
+            if self._tls is not None:
+                self._acceptor.listen(bound)
+                continue
             # Kept under a second descriptor, to accept what is still waiting when the first is closed.
             self._sockets.append(bound.dup())
-            server = await loop.create_server(
-                lambda: Connection(shared),
-                sock=bound,
-                backlog=BACKLOG,
-                ssl=self._tls,
-                ssl_handshake_timeout=self._limits.header_timeout_s if self._tls else None,
-            )
-            self._servers.append(server)
+            self._servers.append(await loop.create_server(lambda: Connection(shared), sock=bound, backlog=BACKLOG))
         self._sweep()
 
     @property
@@ -123,9 +126,8 @@ class HttpServer:
         shared.is_draining = True
         for server in self._servers:
             server.close()
-        for bound in self._sockets:
-            self._accept_waiting(shared, bound)
-            bound.close()
+        assert self._acceptor is not None
+        self._acceptor.stop(self._sockets)
         shared.loop.call_later(_IDLE_GRACE_S, self._close_idle, False)
         shared.loop.call_later(_FRESH_GRACE_S, self._close_idle, True)
 
@@ -139,36 +141,21 @@ class HttpServer:
             await asyncio.wait_for(self._all_closed(shared), timeout_s)
         for connection in (*shared.connections, *shared.refused):
             connection.abort()
+        if self._acceptor is not None:
+            self._acceptor.abort()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._all_closed(shared), 1.0)
         if self._sweeper is not None:
             self._sweeper.cancel()
 
     async def _all_closed(self, shared: Shared) -> None:
-        while shared.connections or shared.refused or self._accepting:
+        assert self._acceptor is not None
+        while shared.connections or shared.refused or self._acceptor.pending:
             shared.on_empty.clear()
-            if self._accepting:
-                await asyncio.wait(self._accepting)
+            if self._acceptor.pending:
+                await asyncio.wait(self._acceptor.pending)
             else:
                 await shared.on_empty.wait()
-
-    def _accept_waiting(self, shared: Shared, bound: socket.socket) -> None:
-        """Accept what the system has accepted for us already; closing would throw it away."""
-        while True:
-            try:
-                client, _ = bound.accept()
-            except OSError:
-                return
-            task = shared.loop.create_task(self._adopt(shared, client))
-            self._accepting.add(task)
-            task.add_done_callback(self._accepting.discard)
-
-    async def _adopt(self, shared: Shared, client: socket.socket) -> None:
-        client.setblocking(False)
-        try:
-            await shared.loop.connect_accepted_socket(lambda: Connection(shared), client, ssl=self._tls)
-        except OSError:
-            client.close()
 
     def _close_idle(self, is_fresh: bool) -> None:
         assert self._shared is not None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from serve.config import Limits
 from serve.http.admission import Admission
+from serve.http.body_room import BodyRoom
 from serve.http.heads import HeadWriter
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Shared:
     Attributes:
         buffer: Where every connection reads to: what has come is used up before the loop reads again. None where
             the loop reads ahead (Windows), so that each connection needs its own.
+        bodies: The memory that all bodies share.
         is_draining: No connection is kept after its answer.
         refused: Connections that were too many, until they have read so.
     """
@@ -60,6 +62,7 @@ class Shared:
     admission: Admission
     limits: Limits
     counters: Counters
+    bodies: BodyRoom
     heads: HeadWriter = field(default_factory=HeadWriter)
     connections: set[Connection] = field(default_factory=set)
     refused: set[Connection] = field(default_factory=set)

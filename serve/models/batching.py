@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -19,10 +20,13 @@ from edgesmith.artifact import Signature
 from edgesmith.tasks import ServedTask, TextTask
 from serve.models.job import Job
 
-__all__ = ["BatchLimits", "Layout", "Waiting", "choose_batch", "cut", "join", "read_layout", "split_rows"]
+__all__ = ["RELEASED", "BatchLimits", "Layout", "Waiting", "choose_batch", "cut", "join", "read_layout", "split_rows"]
 
 _WINDOW = 256  # waiting requests that are looked at for one batch
 _MASK = "attention_mask"
+
+RELEASED: Mapping[str, NDArray[Any]] = MappingProxyType({})
+"""The arrays of a request that was answered before its turn came; the loop may put them there at any time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +121,7 @@ class Waiting:
 
     Attributes:
         job: The request.
+        arrays: Its arrays, which the job itself may lose meanwhile.
         rows: Its rows.
         shape: Shapes of its inputs without the rows; requests of one shape can be joined as they are.
         length: Tokens of each of its rows, padding of its own included; 0 if lengths are never mixed.
@@ -124,15 +129,18 @@ class Waiting:
         is_taken: It is in the batch that was chosen, or needs no run any more.
     """
 
-    __slots__ = ("is_taken", "job", "length", "row_elements", "rows", "shape")
+    __slots__ = ("arrays", "is_taken", "job", "length", "row_elements", "rows", "shape")
 
     def __init__(self, job: Job, layout: Layout) -> None:
-        arrays = job.arrays
+        arrays = self.arrays = job.arrays
         self.job = job
         self.rows = job.num_rows
         self.is_taken = False
+        self.shape: object = None
+        if arrays is RELEASED:
+            self.length = self.row_elements = 0
+            return
         if layout.fill:
-            self.shape: object = None
             self.length = self.row_elements = arrays[layout.input_names[0]].shape[1]
             return
         self.length = 0
@@ -197,18 +205,18 @@ def _choose_near(oldest: Waiting, others: Iterable[Waiting], limits: BatchLimits
 def join(batch: Sequence[Waiting], layout: Layout) -> Mapping[str, NDArray[Any]]:
     """Make one input of several requests', padded to the longest; a single request's arrays are not copied."""
     if len(batch) == 1:
-        return batch[0].job.arrays
+        return batch[0].arrays
     longest = max(item.length for item in batch)
     if all(item.length == longest for item in batch):
-        return {name: np.concatenate([item.job.arrays[name] for item in batch]) for name in layout.input_names}
+        return {name: np.concatenate([item.arrays[name] for item in batch]) for name in layout.input_names}
     rows = sum(item.rows for item in batch)
     joined = {}
     for name in layout.input_names:
-        whole = np.full((rows, longest), layout.fill[name], batch[0].job.arrays[name].dtype)
+        whole = np.full((rows, longest), layout.fill[name], batch[0].arrays[name].dtype)
         start = 0
         for item in batch:
             columns = slice(longest - item.length, None) if layout.is_left else slice(item.length)
-            whole[start : start + item.rows, columns] = item.job.arrays[name]
+            whole[start : start + item.rows, columns] = item.arrays[name]
             start += item.rows
         joined[name] = whole
     return joined

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from edgesmith.errors import EdgesmithError
-from serve.errors import describe_failure
+from serve.errors import DeadlineError, describe_failure
 from serve.models.job import GenerationJob
 from serve.models.stats import ModelStats
 from serve.runtime.generation import TextChunk
@@ -17,6 +17,9 @@ __all__ = ["CANCELLED", "Delivery", "Event"]
 
 CANCELLED = "cancelled"
 """What metrics count a job by whose client has gone."""
+
+_GRACE_S = 0.1
+"""The writer itself ends what is late, between two steps; only if it is stuck in one, the loop does."""
 
 
 @dataclass(slots=True, eq=False)
@@ -48,6 +51,20 @@ class Delivery:
         self._loop = loop
         self._stats = stats
         self._events: list[Event] = []
+        self._alarms: dict[GenerationJob, asyncio.TimerHandle] = {}
+
+    def expect(self, job: GenerationJob, begin_by_ns: int | None) -> None:
+        """See to it that a job is answered soon after its deadline, or after `begin_by_ns` if it was not begun."""
+        if begin_by_ns is not None:
+            left_s = max(0, begin_by_ns - time.monotonic_ns()) / 1e9
+            self._alarms[job] = self._loop.call_later(left_s + _GRACE_S, self._ring, job)
+
+    def _ring(self, job: GenerationJob) -> None:
+        self._alarms.pop(job, None)
+        if not job.started_ns or job.deadline_ns is not None:
+            what = "complete" if job.started_ns else "begun"
+            error = DeadlineError(f"the time was over before the answer was {what}", mend="Try again later.")
+            self._end(Event(job, error=error, is_last=True))
 
     def add(self, event: Event) -> None:
         """Keep an event until `flush`."""
@@ -64,6 +81,8 @@ class Delivery:
         """On the loop's thread."""
         for event in events:
             job = event.job
+            if job.finished_ns:  # its time was over, and it was told so
+                continue
             try:
                 if event.chunk is not None and not job.is_cancelled:
                     job.on_chunk(event.chunk)
@@ -75,6 +94,8 @@ class Delivery:
 
     def _end(self, event: Event) -> None:
         job = event.job
+        if (alarm := self._alarms.pop(job, None)) is not None:
+            alarm.cancel()
         job.finished_ns = time.monotonic_ns()
         job.error = event.error
         if event.chunk is not None:

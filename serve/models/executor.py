@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from time import monotonic_ns
@@ -13,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesmith.errors import EdgesmithError, UsageError
-from serve.errors import DeadlineError, EngineFailedError, RequestError
+from serve.errors import DeadlineError, EngineFailedError, NotReadyError, RequestError
 from serve.models.batching import BatchLimits, Layout, Waiting, choose_batch, cut, join, split_rows
 from serve.models.job import Job
 from serve.models.stats import ModelStats
+from serve.models.threads import start_thread
 
 __all__ = ["AbandonedError", "Executor", "Run"]
 
@@ -76,8 +76,8 @@ class Executor:
         self.num_begun = 0
         self.job_ns = 0.0
         self.put: Callable[[Job], None] = self._queue.put
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
+        self._name = name
+        start_thread(self._work, name)
 
     def stop(self) -> None:
         """Let the thread end when all that was put before is done. From any thread; twice is harmless."""
@@ -93,9 +93,12 @@ class Executor:
                 self._take_all()
                 self._step()
             except Exception as error:  # noqa: BLE001 - a fault of ours, and whoever waits must still be told
-                _log.exception("%s: the executor failed", self._thread.name)
+                _log.exception("%s: the executor failed", self._name)
                 self._give_up(error)
-        self._ended()
+        ended = self._ended
+        # What it was given leads back to the model: without these the model is free to go when nobody holds it.
+        self._run, self._deliver, self._ended = _no_run, _tell_nobody, _end_nothing
+        ended()
 
     def _take(self, job: Job | None) -> None:
         if job is None:
@@ -206,7 +209,7 @@ class Executor:
 
     def _run_alone(self, item: Waiting) -> dict[str, NDArray[Any]]:
         """Run one request, in pieces if it is larger than a run may be."""
-        layout, job = self._layout, item.job
+        layout = self._layout
         match layout.rows:
             case "shared":
                 most = self._limits.rows_of(item.row_elements)
@@ -216,7 +219,7 @@ class Executor:
                 most = item.rows
         if item.rows <= most:
             first = monotonic_ns()
-            outputs = self._run(job.arrays)
+            outputs = self._run(item.arrays)
             self._stats.count_run(item.rows, 1, 0, monotonic_ns() - first, 0)
         else:
             outputs = self._run_pieces(item, most)
@@ -229,8 +232,8 @@ class Executor:
 
     def _run_pieces(self, item: Waiting, most: int) -> dict[str, NDArray[Any]]:
         job, found = item.job, []
-        for number, piece in enumerate(split_rows(job.arrays, item.rows, most)):
-            if job.is_cancelled:
+        for number, piece in enumerate(split_rows(item.arrays, item.rows, most)):
+            if job.is_cancelled or job.error is not None:
                 raise AbandonedError("the client has gone")
             first = monotonic_ns()
             found.append(self._run(piece))
@@ -245,6 +248,19 @@ class Executor:
         self._waiting.clear()
         self.num_begun += len(jobs)
         self._deliver(jobs)
+
+
+def _no_run(arrays: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    del arrays
+    raise NotReadyError("the model is closed")
+
+
+def _tell_nobody(jobs: list[Job]) -> None:
+    del jobs
+
+
+def _end_nothing() -> None:
+    pass
 
 
 def _too_late(job: Job, now: int) -> DeadlineError:

@@ -17,15 +17,15 @@ from edgesmith.errors import EdgesmithError
 from edgesmith.tasks import ServedTask
 from serve.config import ModelSpec
 from serve.errors import DeadlineError, NotReadyError, OverloadedError, describe_failure
-from serve.models.batching import Layout, read_layout
-from serve.models.executor import Executor, Run
+from serve.models.batching import RELEASED, Layout, read_layout
+from serve.models.executor import AbandonedError, Executor, Run
 from serve.models.job import Job
 from serve.models.stats import ModelStats
 from serve.models.validation import Validator
 from serve.models.warm_up import WarmUp, warm_up
-from serve.runtime import Engine, choose_threads
+from serve.runtime import Engine
 
-__all__ = ["GraphModel", "share_threads"]
+__all__ = ["GraphModel"]
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +93,7 @@ class GraphModel:
         self.has_batch_axis = self.layout.rows != "none"
         self.max_batch_size = self.warm.limits.max_rows
         self._pending: dict[Job, None] = {}
+        self._overdue: set[Job] = set()  # answered though their run goes on
         self._num_delivered = 0
         self._timeout_ns = None if spec.timeout_s is None else int(spec.timeout_s * 1e9)
         self._alarm: asyncio.TimerHandle | None = None
@@ -118,7 +119,7 @@ class GraphModel:
     @property
     def num_queued(self) -> int:
         """Requests that wait for the engine."""
-        return max(0, len(self._pending) - self.num_running)
+        return max(0, len(self._pending) - (self.num_running - len(self._overdue)))
 
     def num_rows(self, arrays: Mapping[str, NDArray[Any]]) -> int:
         """Rows of a request's arrays: the length of their first axis, 1 where that is not an axis of rows."""
@@ -151,7 +152,9 @@ class GraphModel:
             job.num_rows = self._validator.check(job.arrays)
             pending = self._pending
             if len(pending) >= self.spec.max_queue and self.num_queued >= self.spec.max_queue:
-                raise self._overloaded()
+                self._drop_gone()
+                if self.num_queued >= self.spec.max_queue:
+                    raise self._overloaded()
         except EdgesmithError as error:
             self.stats.count_failure(describe_failure(error)[1])
             raise
@@ -177,7 +180,7 @@ class GraphModel:
         except TimeoutError:
             error = NotReadyError(f"{self.name} {self.version} was unloaded before it could answer")
             for job in list(self._pending):
-                self._finish(job, error)
+                self._finish_early(job, error)
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
@@ -202,6 +205,7 @@ class GraphModel:
     def _deliver(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
             self._num_delivered += 1
+            self._overdue.discard(job)
             if job in self._pending:  # else its time was over meanwhile, and it was told so
                 self._finish(job, job.error)
 
@@ -219,6 +223,19 @@ class GraphModel:
         except Exception as fault:  # noqa: BLE001 - the other requests of the batch are still to be told
             self._loop.call_exception_handler({"message": "a request's callback failed", "exception": fault})
 
+    def _finish_early(self, job: Job, error: BaseException) -> None:
+        """Tell a request that waits or is being run; what its run still gives is dropped."""
+        if job.started_ns:
+            self._overdue.add(job)
+        self._finish(job, error)
+        # The executor meets it later, perhaps much later; nothing of the request is kept for that.
+        job.arrays, job.done = RELEASED, _told
+
+    def _drop_gone(self) -> None:
+        """Give the places in the queue of clients that have gone to others."""
+        for job in [job for job in self._pending if job.is_cancelled and not job.started_ns]:
+            self._finish_early(job, AbandonedError("the client has gone"))
+
     def _set_alarm(self, deadline_ns: int) -> None:
         """Look for requests whose time is over at that time: the engine may be stuck in a run then."""
         if self._alarm is not None:
@@ -232,18 +249,18 @@ class GraphModel:
         late = [job for job, deadline in self._deadlines() if deadline <= now]
         for job in late:
             waited_ms = (now - job.received_ns) / 1e6
-            self._finish(job, DeadlineError(f"the request's time was over after {waited_ms:.0f} ms of waiting"))
+            self._finish_early(job, DeadlineError(f"the request's time was over after {waited_ms:.0f} ms"))
         if not self._is_closing or self._pending:
             nearest = min((deadline for _, deadline in self._deadlines()), default=None)
             if nearest is not None:
                 self._set_alarm(nearest)
 
     def _deadlines(self) -> list[tuple[Job, int]]:
-        """Requests that are not begun, and when each is too late."""
+        """Requests whose outcome is not there yet, and when each is too late."""
         return [
             (job, job.deadline_ns)
             for job in self._pending
-            if job.deadline_ns is not None and not job.started_ns and job.error is None
+            if job.deadline_ns is not None and not job.finished_ns and job.error is None
         ]
 
     def _end_soon(self) -> None:
@@ -263,6 +280,10 @@ class GraphModel:
             self._ended.set_result(None)
 
 
+def _told(job: Job) -> None:
+    del job
+
+
 def _warm(
     run: Run, layout: Layout, spec: ModelSpec, artifact: Artifact, signature: Signature, task: ServedTask | None
 ) -> tuple[Layout, WarmUp]:
@@ -274,16 +295,3 @@ def _warm(
     if layout.fill and not warm.can_mix_lengths:
         return replace(layout, fill={}, token_axes={}), warm
     return layout, warm
-
-
-def share_threads(specs: Iterable[ModelSpec]) -> dict[tuple[str, str], int]:
-    """Threads of each model's engine: what its specification says, else an equal part of what the others leave.
-
-    Returns:
-        (name, version) → threads, at least 1.
-    """
-    found = {(spec.name, spec.version): spec.threads for spec in specs}
-    stated = [threads for threads in found.values() if threads is not None]
-    num_open = len(found) - len(stated)
-    share = max(1, (choose_threads() - sum(stated)) // num_open) if num_open else 1
-    return {key: share if threads is None else threads for key, threads in found.items()}

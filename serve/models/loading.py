@@ -17,6 +17,8 @@ from edgesmith.errors import ArtifactError, UnsupportedError, UsageError
 from edgesmith.files import storage_errors
 from edgesmith.tasks import TASKS, ServedTask, load_served_task, load_task
 from serve.config import ModelSpec
+from serve.drift.reference import Reference, read_reference
+from serve.models.warm_up import ROUNDING
 from serve.runtime import Engine, EngineOptions, choose_threads, open_engine, open_generation_engine
 from serve.runtime.child import GENERATING_KINDS
 from serve.runtime.child_engine import ChildEngine, ChildGenerator, open_child
@@ -45,11 +47,13 @@ class LoadReport:
             of its own, `hashes` is part of `open`.
         golden: What the golden vectors said, in words.
         is_golden_passed: None if the artifact has none.
+        batching: How far an answer depends on its batch, in words; empty if not at all.
     """
 
     phases_ms: dict[str, float] = field(default_factory=dict)
     golden: str = "has no golden vectors"
     is_golden_passed: bool | None = None
+    batching: str = ""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -62,7 +66,7 @@ class LoadReport:
 
     def __str__(self) -> str:
         phases = ", ".join(f"{name} {duration_ms:.0f} ms" for name, duration_ms in self.phases_ms.items())
-        return f"{phases}; {self.golden}"
+        return f"{phases}; {self.golden}" + (f"; {self.batching}" if self.batching else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +75,13 @@ class Loaded:
 
     Attributes:
         child: Its engine, where that is in a process of its own.
+        reference: What its requests are compared with; None if the artifact has none.
     """
 
     model: Model
     report: LoadReport
     child: ChildEngine | ChildGenerator | None
+    reference: Reference | None = None
 
 
 def load_model(spec: ModelSpec, path: Path, *, loop: asyncio.AbstractEventLoop) -> Loaded:
@@ -100,15 +106,18 @@ def load_model(spec: ModelSpec, path: Path, *, loop: asyncio.AbstractEventLoop) 
         with report.phase("task"):
             is_text = artifact.kind in GENERATING_KINDS
             task = None if is_text else _find_task(artifact, cast(Engine, engine))
+            reference = None if is_text else read_reference(artifact)
         _check_unchanged(path, before)
         with report.phase("golden"):
             _check_golden(spec, artifact, engine, report)
         with report.phase("warm-up"):
             model = _make_model(spec, artifact, engine, task, loop)
+        report.batching = _describe_batching(model)
     except BaseException:
         engine.close()
         raise
-    return Loaded(model, report, engine if isinstance(engine, ChildEngine | ChildGenerator) else None)
+    child = engine if isinstance(engine, ChildEngine | ChildGenerator) else None
+    return Loaded(model, report, child, reference)
 
 
 def _open(spec: ModelSpec, path: Path, report: LoadReport) -> tuple[Artifact, Engine | GenerationEngine]:
@@ -198,6 +207,16 @@ def _make_model(
     from serve.models.graph_model import GraphModel
 
     return GraphModel(spec, artifact, cast(Engine, engine), loop=loop, task=task)
+
+
+def _describe_batching(model: Model) -> str:
+    warm = getattr(model, "warm", None)  # of a graph
+    if warm is None or warm.limits.max_rows == 1 or max(warm.batch_effect, warm.padding_effect) <= ROUNDING:
+        return ""
+    return (
+        f"an answer depends on its batch: other rows move it by up to {warm.batch_effect:.2g} of the largest output, "
+        f"padding by {warm.padding_effect:.2g}; max_batch_size 1 leaves every row alone"
+    )
 
 
 _State: TypeAlias = tuple[int, int, int, int, int]

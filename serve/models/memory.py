@@ -56,9 +56,13 @@ def release_memory() -> None:
     """Give what is no longer used back to the system; takes some milliseconds, on any thread.
 
     An output of ONNX Runtime keeps all memory of its session, weights included, so that one forgotten request in a
-    cycle of references keeps a whole model: cycles are collected first.
+    cycle of references keeps a whole model: cycles are collected first, among what `gc.freeze` set aside too.
     """
+    is_frozen = gc.get_freeze_count() > 0
+    gc.unfreeze()
     gc.collect()
+    if is_frozen:
+        gc.freeze()
     if (trim := _trim()) is not None:
         trim(0)
 

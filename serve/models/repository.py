@@ -6,18 +6,19 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from edgesmith.errors import EdgesmithError, UsageError
+from edgesmith.errors import EdgesmithError
 from serve.config import ModelSpec, ServerConfig
 from serve.errors import EngineFailedError, NotReadyError
-from serve.models.catalog import find_versions, list_catalog, natural_key
-from serve.models.entries import Entry, IndexEntry, State, describe_entry, no_such_model, wanted_specs
-from serve.models.loading import Loaded, LoadReport, load_model
+from serve.models.catalog import natural_key
+from serve.models.entries import Entry, IndexEntry, State, no_such_model, wanted_specs
+from serve.models.loading import Loaded, load_model
 from serve.models.memory import release_memory
+from serve.models.register import Register
+from serve.models.threads import in_thread
 
 if TYPE_CHECKING:
     from serve.models.graph_model import GraphModel
@@ -25,14 +26,25 @@ if TYPE_CHECKING:
 
     Model: TypeAlias = GraphModel | TextModel
 
-__all__ = ["IndexEntry", "Repository", "State"]
+__all__ = ["IndexEntry", "Observer", "Repository", "State"]
 
 _LOG = logging.getLogger(__name__)
 _LOADING_THREADS = 2
 _PATIENCE_S = 120.0
+_LAST_LOADS_S = 2.0  # for loads that are under way when the server stops: nobody wants them any more
 
 
-class Repository:
+class Observer(Protocol):
+    """Who is told which models answer, on the loop's thread."""
+
+    def published(self, loaded: Loaded) -> None:
+        """It answers from now on; must not raise."""
+
+    def withdrawn(self, model: Model) -> Callable[[], None] | None:
+        """It gets no more requests; gives what is to be called, on another thread, when it is closed."""
+
+
+class Repository(Register):
     """The models of a server. All methods are for the loop's thread; loading itself is done by threads of its own.
 
     The last order wins: a model that is unloaded while it is being loaded stays unloaded, and its load fails. Loads of
@@ -50,6 +62,9 @@ class Repository:
 
     Raises:
         UsageError: The configuration names a version of a model twice.
+
+    Attributes:
+        observer: Told which models answer; set it before `start`.
     """
 
     def __init__(
@@ -59,101 +74,16 @@ class Repository:
         loop: asyncio.AbstractEventLoop,
         locate: Callable[[Path, str], Path] | None = None,
     ) -> None:
-        self._config = config
+        super().__init__(config)
         self._loop = loop
         self._locate = locate or (lambda path, _: path)
-        self._entries: dict[str, dict[str, Entry]] = {}
-        self._ready: dict[str, dict[str | None, Model]] = {}  # None: the version that answers where none is named
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._retiring: set[Model] = set()
-        self._pool = ThreadPoolExecutor(_LOADING_THREADS, thread_name_prefix="loading")
+        self._loading = asyncio.Semaphore(_LOADING_THREADS)
+        self.observer: Observer | None = None
         self._is_closed = False
         self.num_loads = self.num_swaps = self.num_load_failures = 0
-        for spec in config.models:
-            if spec.version in self._entries.setdefault(spec.name, {}):
-                raise UsageError(f"version {spec.version} of the model {spec.name} is given twice")
-            self._entries[spec.name][spec.version] = Entry(spec)
-
-    def get(self, name: str, version: str | None = None) -> Model:
-        """The model that answers; without a version the newest that is ready, by natural order.
-
-        Raises:
-            ModelNotFoundError: There is none of that name or version.
-            NotReadyError: It is being loaded or unloaded, or has failed.
-        """
-        try:
-            return self._ready[name][version]
-        except KeyError:
-            raise self._why_not(name, version) from None
-
-    def _why_not(self, name: str, version: str | None) -> EdgesmithError:
-        versions = self._entries.get(name)
-        if not versions or (version is not None and version not in versions):
-            return no_such_model(name, version, self._entries)
-        entry = versions[max(versions, key=natural_key) if version is None else version]
-        reason = f": {entry.reason}" if entry.reason else ""
-        return NotReadyError(f"the model {name} is {entry.state}{reason}")
-
-    def names(self) -> list[str]:
-        """Names of all models, ready or not."""
-        return list(self._entries)
-
-    def versions(self, name: str) -> list[str]:
-        """Versions of one model that are ready, the oldest first; none of an unknown one."""
-        return sorted((version for version in self._ready.get(name, {}) if version is not None), key=natural_key)
-
-    def is_ready(self, name: str, version: str | None = None) -> bool:
-        """Whether a version answers now; without one, the one that answers where none is named. False if unknown."""
-        model = self._ready.get(name, {}).get(version)
-        return model is not None and describe_entry(self._entries[name][model.version]).state == "READY"
-
-    def all_ready(self) -> bool:
-        """Whether every version that the server was started with answers now, but for those unloaded by order."""
-        wanted = (self._entries[spec.name][spec.version] for spec in self._config.models)
-        return all(entry.is_out or describe_entry(entry).state == "READY" for entry in wanted)
-
-    def models(self) -> list[Model]:
-        """All that are ready."""
-        return [entry.loaded.model for entry in self._all() if entry.loaded is not None]
-
-    def report(self, name: str, version: str) -> LoadReport | None:
-        """How the version that answers was loaded; None if none does."""
-        entry = self._entries.get(name, {}).get(version)
-        return entry.loaded.report if entry is not None and entry.loaded is not None else None
-
-    def child_pids(self) -> list[int]:
-        """Processes of engines that run isolated."""
-        children = [entry.loaded.child for entry in self._all() if entry.loaded is not None]
-        pids = [child.process.pid for child in children if child is not None]
-        return [pid for pid in pids if pid is not None]
-
-    @property
-    def num_restarts(self) -> int:
-        """Crashes of the isolated engines that answer now."""
-        children = [entry.loaded.child for entry in self._all() if entry.loaded is not None]
-        return sum(child.process.num_crashes for child in children if child is not None)
-
-    def index(self) -> list[IndexEntry]:
-        """Every version of every model with its state."""
-        return [describe_entry(entry) for entry in self._all()]
-
-    def not_loaded(self) -> list[IndexEntry]:
-        """What else the repository's folder holds and could be loaded; reads the folder.
-
-        Raises:
-            StorageError: The folder cannot be read.
-        """
-        catalog = self._config.repository
-        return [
-            IndexEntry(name=name, version=version, state="UNAVAILABLE", reason="not loaded")
-            for name in (list_catalog(catalog) if catalog is not None else [])
-            for version in find_versions(cast(Path, catalog), name)
-            if version not in self._entries.get(name, {})
-        ]
-
-    def _all(self) -> list[Entry]:
-        return [entry for versions in self._entries.values() for entry in versions.values()]
 
     async def start(self) -> None:
         """Load all models of the configuration; others are loaded even if one fails.
@@ -229,13 +159,14 @@ class Repository:
         specs = (in_use | {(spec.name, spec.version): spec}).values()
 
         def open_here() -> Loaded:
-            from serve.models.graph_model import share_threads
+            from serve.models.shares import share_threads
 
             shared = replace(spec, threads=share_threads(specs)[spec.name, spec.version])
             return load_model(shared, self._locate(spec.path, spec.name), loop=self._loop)
 
         try:
-            return await self._loop.run_in_executor(self._pool, open_here)
+            async with self._loading:
+                return await in_thread(open_here, f"loading {spec.name}")
         except EdgesmithError:
             raise
         except Exception as error:
@@ -255,13 +186,16 @@ class Repository:
         """Let the new one answer from now on."""
         old, entry.loaded, entry.spec = entry.loaded, loaded, spec
         entry.state, entry.reason = "READY", ""
+        retiring = None if old is None else self._retire(old.model, None)
+        if self.observer is not None:
+            self.observer.published(loaded)
         self._publish(spec.name)
         self.num_loads += 1
         self.num_swaps += old is not None
         verb = "loaded" if old is None else "replaced"
         _LOG.info("%s %s %s from %s: %s", verb, spec.name, spec.version, spec.path, loaded.report)
-        if old is not None:
-            entry.closing = self._run(self._retire(old.model, None))
+        if retiring is not None:
+            entry.closing = retiring
 
     def _publish(self, name: str) -> None:
         """Make the look-up of one name anew; readers see the old one or the new one."""
@@ -272,8 +206,12 @@ class Repository:
             ready[None] = ready[max((version for version in ready if version is not None), key=natural_key)]
         self._ready[name] = ready
 
-    async def _retire(self, model: Model, timeout_s: float | None) -> None:
+    def _retire(self, model: Model, timeout_s: float | None) -> asyncio.Task[None]:
         """Let a model finish what it was given, close it, and give its memory back."""
+        end_watch = None if self.observer is None else self.observer.withdrawn(model)
+        return self._run(self._end(model, timeout_s, end_watch))
+
+    async def _end(self, model: Model, timeout_s: float | None, end_watch: Callable[[], None] | None) -> None:
         self._retiring.add(model)
         try:
             await model.close(timeout_s)
@@ -281,7 +219,13 @@ class Repository:
             _LOG.exception("closing %s %s", model.name, model.version)
         self._retiring.discard(model)
         del model
-        await self._loop.run_in_executor(self._pool, release_memory)
+
+        def clean_up() -> None:
+            if end_watch is not None:
+                end_watch()
+            release_memory()
+
+        await in_thread(clean_up, "cleaning up")
 
     async def unload(self, name: str, version: str | None = None) -> None:
         """Take a model out at once, let it finish what it was given, and close it. What loads it meanwhile fails.
@@ -308,7 +252,7 @@ class Repository:
         self._publish(entry.spec.name)
         closings = [] if entry.closing is None else [entry.closing]
         if loaded is not None:
-            entry.closing = self._run(self._retire(loaded.model, timeout_s))
+            entry.closing = self._retire(loaded.model, timeout_s)
             closings.append(entry.closing)
         del loaded
         if closings:
@@ -323,11 +267,11 @@ class Repository:
             timeout_s: What is not finished then fails.
         """
         self._is_closed = True
+        until_s = self._loop.time() + timeout_s
         ends = [model.close(timeout_s) for model in self._retiring]  # they were given all the time they want
         await asyncio.gather(*ends, *(self._unload(entry, timeout_s) for entry in self._all()))
-        self._pool.shutdown(wait=False, cancel_futures=True)
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout_s)
+            await asyncio.wait(self._tasks, timeout=min(_LAST_LOADS_S, max(0.0, until_s - self._loop.time())))
 
 
 def _unloaded(spec: ModelSpec) -> NotReadyError:

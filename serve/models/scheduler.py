@@ -16,15 +16,22 @@ from edgesmith.errors import EdgesmithError
 from serve.errors import DeadlineError, EngineFailedError, NotReadyError, OverloadedError
 from serve.models.delivery import Delivery, Event
 from serve.models.job import GenerationJob
+from serve.models.scheduling import answer_call, known_error, request_of
 from serve.models.stats import ModelStats
+from serve.models.threads import start_thread
 from serve.runtime.generation import TextChunk
-from serve.runtime.text_writer import Text, TextRequest, TextWriter
+from serve.runtime.text_writer import Text, TextWriter
 
 __all__ = ["Scheduler"]
 
 Result = TypeVar("Result")
 
 _LOG = logging.getLogger(__name__)
+_HANG_S = 5.0
+
+
+_MOST_GONE = 8
+"""Times the length of the queue that jobs of clients that have gone may be kept beside it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -86,10 +93,10 @@ class Scheduler:
         self._waiting: deque[_Entry] = deque()  # the rest is the thread's own
         self._running: dict[Text, _Entry] = {}
         self._num_submitted = self._num_left = 0  # the queue's length is their difference
+        self._queued: set[GenerationJob] = set()  # added to by the loop, taken from by the thread
         self._is_closing = self._is_hurried = False
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"writer-{name}", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._run, f"writer-{name}")
 
     @property
     def num_running(self) -> int:
@@ -108,7 +115,7 @@ class Scheduler:
             OverloadedError: The queue is full.
             NotReadyError: It is being closed.
         """
-        if self.num_waiting >= self._max_queue:
+        if self.num_waiting >= self._max_queue and self._is_full():
             raise OverloadedError(
                 f"{self.num_waiting} requests wait for {self._name} already", mend="Try again a little later."
             )
@@ -119,7 +126,14 @@ class Scheduler:
             self._check_open()
             self._num_preparing += 1
             self._preparer.submit(self._prepare, _Entry(job, begin_by))
+            self._queued.add(job)
         self._num_submitted += 1
+        self._delivery.expect(job, begin_by)
+
+    def _is_full(self) -> bool:
+        """Whether as many wait as may, without those whose client has gone; they keep a place until the next step."""
+        gone = sum(job.is_cancelled or job.finished_ns > 0 for job in list(self._queued))
+        return not gone or self.num_waiting - gone >= self._max_queue or gone >= _MOST_GONE * self._max_queue
 
     def call(self, function: Callable[[], Result]) -> Future[Result]:
         """Call a function on the writer's thread, when the engine may be asked other things.
@@ -142,9 +156,9 @@ class Scheduler:
         """Split a prompt, on the preparer's thread."""
         try:
             if not (entry.job.is_cancelled or self._is_hurried):
-                entry.text = self._writer.prepare(_request(entry.job))
+                entry.text = self._writer.prepare(request_of(entry.job))
         except BaseException as error:  # noqa: BLE001 - told to whoever asked, whatever it is
-            entry.error = _known(error)
+            entry.error = known_error(error)
         with self._wake:
             self._num_preparing -= 1
             self._arrived.append(entry)
@@ -177,14 +191,14 @@ class Scheduler:
             is_free = self._writer.is_engine_free or not self._running
             call = self._calls.popleft() if self._calls and is_free else None  # one a step: it may take long
         if call is not None:
-            _answer_call(*call)
+            answer_call(*call)
         return True
 
     def _drop_stale(self, now_ns: int) -> None:
         """Give up what nobody waits for any more."""
         for entry in [entry for entry in self._waiting if self._is_stale(entry, entry.begin_by_ns, now_ns)]:
             self._waiting.remove(entry)
-            self._num_left += 1
+            self._leave(entry)
         for text, entry in [*self._running.items()]:
             if self._is_stale(entry, entry.job.deadline_ns, now_ns):
                 del self._running[text]
@@ -212,14 +226,18 @@ class Scheduler:
                 if not self._writer.begin(entry.text):
                     return
             except BaseException as error:  # noqa: BLE001 - the others go on
-                self._delivery.add(Event(entry.job, error=_known(error), is_last=True))
+                self._delivery.add(Event(entry.job, error=known_error(error), is_last=True))
             else:
                 entry.job.started_ns = time.monotonic_ns()
                 entry.job.num_prompt_tokens = entry.text.num_prompt_tokens
                 self._stats.prompt_tokens += entry.text.num_prompt_tokens
                 self._running[entry.text] = entry
             self._waiting.popleft()
-            self._num_left += 1
+            self._leave(entry)
+
+    def _leave(self, entry: _Entry) -> None:
+        self._num_left += 1
+        self._queued.discard(entry.job)
 
     def _step(self) -> None:
         """Let the writer make one step, and send what came of it."""
@@ -262,7 +280,7 @@ class Scheduler:
 
     def _fail_all(self, error: BaseException) -> None:
         """Fail the texts that the engine failed on, and go on with the next ones."""
-        known = _known(error)
+        known = known_error(error)
         for entry in self._running.values():
             self._delivery.add(Event(entry.job, error=EngineFailedError(known.message, mend=known.mend), is_last=True))
         self._running.clear()
@@ -284,30 +302,8 @@ class Scheduler:
             self._is_hurried = True
             with self._wake:
                 self._wake.notify()
-            self._ended.wait()
+            if not self._ended.wait(_HANG_S):  # the thread is stuck in the engine, and ends when that lets it go
+                self._preparer.shutdown(wait=False)
+                return
         self._preparer.shutdown()
         self._thread.join()
-
-
-def _request(job: GenerationJob) -> TextRequest:
-    return TextRequest(
-        prompt=job.prompt, max_tokens=job.max_tokens, sampling=job.sampling, stop=job.stop, grammar=job.grammar,
-        json_schema=job.json_schema, num_logprobs=job.num_logprobs,
-    )  # fmt: skip
-
-
-def _answer_call(function: Callable[[], Any], future: Future[Any]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        future.set_result(function())
-    except BaseException as error:  # noqa: BLE001 - told to whoever asked, whatever it is
-        future.set_exception(error)
-
-
-def _known(error: BaseException) -> EdgesmithError:
-    """An error that a client may read; others are logged."""
-    if isinstance(error, EdgesmithError):
-        return error
-    _LOG.error("an engine's failure", exc_info=error)
-    return EngineFailedError("the engine failed; the server's log has the cause")

@@ -16,6 +16,7 @@ from serve.config import ModelSpec
 from serve.models.job import GenerationJob
 from serve.models.scheduler import Scheduler
 from serve.models.stats import ModelStats
+from serve.models.threads import in_thread
 from serve.runtime import EngineOptions, choose_threads, open_generation_engine
 from serve.runtime.chat_prompt import read_chat
 from serve.runtime.child_engine import ChildGenerator
@@ -80,6 +81,7 @@ class TextModel:
             # A child would give up the text that it writes to count the tokens of another one.
             is_child = isinstance(self._engine, ChildGenerator)
             self._counter = PromptCounter(artifact) if is_child else self._engine
+            _forget_checks(self._engine)
             writer = _make_writer(self._engine, spec)
         except BaseException:
             self._engine.close()
@@ -173,7 +175,7 @@ class TextModel:
         Args:
             timeout_s: What is not finished then fails. None waits.
         """
-        await asyncio.to_thread(self._scheduler.close, timeout_s)
+        await in_thread(partial(self._scheduler.close, timeout_s), f"closing {self.name}")
 
 
 def _open(spec: ModelSpec, artifact: Artifact) -> GenerationEngine:
@@ -181,6 +183,12 @@ def _open(spec: ModelSpec, artifact: Artifact) -> GenerationEngine:
     num_context = None if artifact.kind == "gguf" else spec.num_context
     options = EngineOptions(threads=spec.threads or choose_threads(), adapters=spec.adapters, num_context=num_context)
     return open_generation_engine(artifact, options)
+
+
+def _forget_checks(engine: GenerationEngine) -> None:
+    """Forget what was read to check the engine: it takes memory, and the first answers would depend on it."""
+    if (free := getattr(engine, "free_rooms", None)) is not None:
+        free()
 
 
 def _make_writer(engine: GenerationEngine, spec: ModelSpec) -> TextWriter[Any]:

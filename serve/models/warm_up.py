@@ -16,23 +16,23 @@ from numpy.typing import NDArray
 from edgesmith.artifact import Artifact, Signature
 from edgesmith.errors import UsageError
 from edgesmith.tasks import ServedTask, TextTask
+from serve.models.batch_size import SMALL, best_size, run_cost
 from serve.models.batching import BatchLimits, Layout
 from serve.models.executor import Run
 from serve.runtime.golden import read_golden
 
-__all__ = ["WarmUp", "warm_up"]
+__all__ = ["ROUNDING", "WarmUp", "warm_up"]
 
 Arrays = Mapping[str, NDArray[Any]]
+
+ROUNDING = 2e-3
+"""Share of the largest output: below it, two answers differ by rounding only."""
 
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 _BUDGET_S, _SIZE_S = 0.25, 0.012  # for all sizes, and for the runs of one
 _SHORT, _LONG = 16, 512  # tokens of the rows that are timed, and the most of the longest row that is run once
 _FREE_AXES = (16, 64, 224)  # lengths that are tried for free axes of which nothing is known
 _QUICK_S = 0.02  # a run that takes longer is not repeated as often
-_SMALL = 8  # rows up to which time grows in a straight line
-_MOST_SHARE = 64.0  # of a row: the most that a run is said to cost beside its rows
-_SAME = 2e-3  # share of the largest output: below it, two answers differ by rounding only
-_NEAR_BEST = 0.98  # of the most rows a second: what a smaller batch must reach to be preferred
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,20 +133,20 @@ def warm_up(
     if any(len(values) != 1 for values in alone.values()) or any(len(values) != 2 for values in together.values()):
         notes.append("outputs do not have the inputs' rows: every request is run alone")
         return WarmUp(limits=alone_only, has_rows=False, notes=tuple(notes))
-    sizes = _SIZES if max_batch_size is None else tuple(sorted({1, min(_SMALL, max_batch_size), max_batch_size}))
+    sizes = _SIZES if max_batch_size is None else tuple(sorted({1, min(SMALL, max_batch_size), max_batch_size}))
     seconds = _time_sizes(run, rows, sizes, clock)
     batch_effect, padding_effect = _effects(run, rows, 8 if seconds[1] < _QUICK_S else 2)
-    best = max_batch_size or _best_size({size: size / taken for size, taken in seconds.items()})
+    best = max_batch_size or best_size({size: size / taken for size, taken in seconds.items()})
     limits = BatchLimits(
         max_rows=best,
         max_elements=None if max_batch_size else best * rows.row_elements,
-        run_cost=_run_cost(seconds, rows.row_elements) if layout.fill else 0,
+        run_cost=run_cost(seconds, rows.row_elements) if layout.fill else 0,
     )
     if layout.fill and isinstance(task, TextTask):
         run(rows.take(1, min(task.max_length or _LONG, _LONG)))
     return WarmUp(
         limits=limits,
-        can_mix_lengths=padding_effect <= max(_SAME, 4 * batch_effect),
+        can_mix_lengths=padding_effect <= max(ROUNDING, 4 * batch_effect),
         batch_effect=batch_effect,
         padding_effect=padding_effect,
         rows_per_s={size: size / taken for size, taken in seconds.items()},
@@ -200,7 +200,7 @@ def _made_up(signature: Signature, layout: Layout, free: int) -> dict[str, NDArr
     for spec in signature.inputs:
         shape = [axis if isinstance(axis, int) else free for axis in spec.shape]
         if layout.rows == "shared":
-            shape[0] = _SMALL
+            shape[0] = SMALL
         elif shape and not isinstance(spec.shape[0], int):
             shape[0] = 1
         if spec.dtype == "string":
@@ -231,32 +231,6 @@ def _time_sizes(run: Run, rows: _Rows, sizes: tuple[int, ...], clock: Callable[[
         if len(speeds) > 2 and max(speeds[-2:]) < 0.9 * max(speeds):
             break
     return found
-
-
-def _best_size(rows_per_s: Mapping[int, float]) -> int:
-    """The smallest batch within a little of the fastest, but never one slower than a single row.
-
-    >>> _best_size({1: 536, 2: 664, 4: 790, 8: 872, 16: 903, 32: 888})
-    16
-    >>> _best_size({1: 100, 2: 90, 4: 80})
-    1
-    """
-    enough = _NEAR_BEST * max(rows_per_s.values())
-    return min(size for size, speed in rows_per_s.items() if speed >= enough and speed >= rows_per_s[1])
-
-
-def _run_cost(seconds: Mapping[int, float], row_elements: int) -> int:
-    """What a run costs beside its rows, in elements: the straight line through two small runs, at no rows.
-
-    >>> _run_cost({1: 1.87e-3, 8: 9.17e-3}, 16)
-    12
-    """
-    size = max(size for size in seconds if size <= _SMALL)
-    if size == 1:
-        return 0
-    row = (seconds[size] - seconds[1]) / (size - 1)
-    share = seconds[1] / row - 1 if row > 0 else _MOST_SHARE
-    return int(min(max(0.0, share), _MOST_SHARE) * row_elements)
 
 
 def _effects(run: Run, rows: _Rows, most: int) -> tuple[float, float]:

@@ -12,15 +12,18 @@ from numpy.typing import NDArray
 from edgesmith.data import Row
 from edgesmith.errors import EdgesmithError
 from edgesmith.tasks import Example, ImageClassification, Prediction, ServedTask, Task
-from serve.errors import MalformedError, describe_failure
+from serve.config import Limits
+from serve.errors import MalformedError
+from serve.http.failures import tell_failure
 from serve.http.message import Request, Response
 from serve.http.router import Route
 from serve.json_text import dump_json
 from serve.models.graph_model import GraphModel
 from serve.protocols.identity import answer_headers, request_id
 from serve.protocols.predict_rows import PredictRow, read_body
-from serve.protocols.predict_texts import generate_rows
+from serve.protocols.predict_texts import generate_rows, read_writing
 from serve.protocols.rows import Call, ClientGoneError, Input, choose_model, run_inputs, task_of
+from serve.protocols.workers import LARGE_BODY_BYTES, workers
 from serve.service import Service
 
 __all__ = ["routes"]
@@ -53,8 +56,9 @@ async def _predict(service: Service, request: Request) -> None:
     call = Call(service, request, PROTOCOL, request_id(request), name, request.params.get("version"))
     try:
         options = _read_options(request.query)
+        writing = read_writing(options, service.limits.max_tokens)
         model = choose_model(call)
-        rows = read_body(request, service.limits)
+        rows = await _read_rows(request, service.limits)
         inputs = _inputs(task_of(model), rows) if isinstance(model, GraphModel) else []
     except EdgesmithError as error:
         service.failed(name, PROTOCOL, error, received_ns=request.received_ns)
@@ -65,11 +69,17 @@ async def _predict(service: Service, request: Request) -> None:
             answering, predictions = await run_inputs(call, model, inputs, _decode)
             _respond(call, answering, predictions, options)
         else:
-            _respond(call, model, await generate_rows(call, model, rows, options), options)
+            _respond(call, model, await generate_rows(call, model, rows, writing), options)
     except ClientGoneError:
         return
     except EdgesmithError as error:
         _fail(request, error)
+
+
+async def _read_rows(request: Request, limits: Limits) -> list[PredictRow]:
+    if len(request.body) > LARGE_BODY_BYTES:
+        return await workers().run(lambda: read_body(request, limits))
+    return read_body(request, limits)
 
 
 def _read_options(query: str) -> dict[str, str]:
@@ -159,4 +169,4 @@ def _line(prediction: Prediction) -> str:
 
 
 def _fail(request: Request, error: EdgesmithError) -> None:
-    request.respond(error_body(*describe_failure(error)))
+    request.respond(error_body(*tell_failure(error)))

@@ -15,8 +15,9 @@ from edgesmith.errors import DataError
 from edgesmith.tasks.image_pixels import sniff_image
 from serve.config import Limits
 from serve.errors import MalformedError, TooLargeError
-from serve.http.message import Request
+from serve.http.message import Buffer, Request
 from serve.json_text import parse_json
+from serve.protocols.workers import LARGE_BODY_BYTES
 
 __all__ = ["PredictRow", "read_body"]
 
@@ -34,6 +35,9 @@ _JSON_LINES = frozenset(
 _FORM = "application/x-www-form-urlencoded"
 _UNSAID = frozenset({"", "application/octet-stream", _FORM, "*/*"})
 _MAX_FIELDS = 64
+_MAX_TEXT_BYTES = 16 << 20  # pictures alone, which are only copied, may be larger
+_MAX_BLANK_LINES = 4096
+_MAX_VALUES = 1 << 20
 
 
 def read_body(request: Request, limits: Limits) -> list[PredictRow]:
@@ -53,15 +57,20 @@ def read_body(request: Request, limits: Limits) -> list[PredictRow]:
         return [bytes(request.body)]
     if kind in _UNSAID and sniff_image(memoryview(request.body)[:16]) is not None:
         return [bytes(request.body)]
+    if len(request.body) > _MAX_TEXT_BYTES:
+        raise TooLargeError(
+            f"the body has {len(request.body):,} bytes; of texts at most {_MAX_TEXT_BYTES:,} are taken",
+            mend="Send it in several requests.",
+        )
     if kind == "application/json" or kind.endswith("+json"):
-        return _rows_of_json(parse_json(request.body, max_depth=limits.max_json_depth), limits)
+        return _rows_of_json(request.body, limits)
     text = _decoded(request, charset)
     if kind in _TABLES:
-        return _bounded(_table_rows(text, _TABLES[kind]), limits)
+        return _bounded(_table_rows(text, _TABLES[kind], limits), limits)
     if kind in _JSON_LINES:
         return _bounded(_line_rows(text, limits), limits)
     if kind in _UNSAID and text.lstrip()[:1] in ("{", "["):
-        return _rows_of_json(parse_json(request.body, max_depth=limits.max_json_depth), limits)
+        return _rows_of_json(request.body, limits)
     if kind == _FORM and text.startswith(("text=", "text_pair=")):
         return [dict(_form_fields(text))]
     if kind == "text/plain" or kind in _UNSAID:
@@ -103,8 +112,11 @@ def _form_fields(text: str) -> list[tuple[str, str]]:
         raise MalformedError(f"the form is damaged: {error}") from error
 
 
-def _rows_of_json(value: Any, limits: Limits) -> list[PredictRow]:
+def _rows_of_json(body: Buffer, limits: Limits) -> list[PredictRow]:
     """A row, a list of rows, or `{"instances": [rows]}`."""
+    if len(body) > LARGE_BODY_BYTES and bytes(body).count(b",") > _MAX_VALUES:
+        raise TooLargeError(f"the JSON holds more than {_MAX_VALUES:,} commas", mend="Send it in several requests.")
+    value = parse_json(body, max_depth=limits.max_json_depth)
     if isinstance(value, dict) and "instances" in value:
         value = value["instances"]
         if not isinstance(value, list):
@@ -136,6 +148,8 @@ def _picture(text: str, number: int) -> bytes:
 
 
 def _line_rows(text: str, limits: Limits) -> Iterator[PredictRow]:
+    if text.count("\n") > limits.max_rows + _MAX_BLANK_LINES:
+        raise _too_many_lines(limits)
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
@@ -148,12 +162,23 @@ def _line_rows(text: str, limits: Limits) -> Iterator[PredictRow]:
             yield _json_row(value, number)
 
 
-def _table_rows(text: str, delimiter: str) -> Iterator[PredictRow]:
+def _too_many_lines(limits: Limits) -> TooLargeError:
+    return TooLargeError(
+        f"the body has more than {limits.max_rows} rows, or more than {_MAX_BLANK_LINES} empty lines",
+        mend="Send it in several requests, without empty lines.",
+    )
+
+
+def _table_rows(text: str, delimiter: str, limits: Limits) -> Iterator[PredictRow]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
+    num_blank = 0
     try:
         for fields in reader:
             if not fields or fields == [""]:
+                num_blank += 1
+                if num_blank > _MAX_BLANK_LINES:
+                    raise _too_many_lines(limits)
                 continue
             if not header:
                 header = [name.strip() for name in fields]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from edgesmith.errors import EdgesmithError
@@ -15,45 +16,53 @@ from serve.models.text_model import TextModel
 from serve.protocols.identity import sticky_key
 from serve.protocols.predict_rows import PredictRow
 from serve.protocols.rows import Call, ClientGoneError
-from serve.protocols.workers import workers
+from serve.protocols.text_models import make_vectors, prepare_prompts
 from serve.runtime.generation import Sampling, TextChunk
 
-__all__ = ["generate_rows"]
+__all__ = ["Writing", "generate_rows", "read_writing"]
 
 DEFAULT_MAX_TOKENS = 128
 _MOST_CHARS_PER_TOKEN = 256
 _COLUMNS = ("text", "prompt", "messages")
 
 
-async def generate_rows(
-    call: Call, model: TextModel, rows: Sequence[PredictRow], options: Mapping[str, str]
-) -> list[Prediction]:
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """How an answer is to be written."""
+
+    max_tokens: int
+    sampling: Sampling
+
+
+async def generate_rows(call: Call, model: TextModel, rows: Sequence[PredictRow], writing: Writing) -> list[Prediction]:
     """Write an answer to each row, one row after the other; or make a vector of it, where the model does only that.
 
     Args:
         call: The request.
         model: From `choose_model`.
         rows: Texts, or objects with one of the columns `text`, `prompt` and `messages`.
-        options: `max_tokens`, `temperature` and `seed`, of the query.
+        writing: From `read_writing`.
 
     Returns:
         `text`, `finish_reason` and `num_tokens` of each, or `embedding`.
 
     Raises:
-        EdgesmithError: A row or option is not what it should be, or the model failed.
+        EdgesmithError: A row is not what it should be, or the model failed.
     """
     try:
-        _check_sizes(model, rows)
-        max_tokens, sampling = _read_options(options, call.service.limits.max_tokens)
-        prompts = await workers("prompts").run(
-            lambda: [_prompt(model, row, number) for number, row in enumerate(rows, 1)]
-        )
+        model, prompts = await prepare_prompts(call, model, lambda one: _prompts(one, rows))
     except EdgesmithError as error:
         call.service.failed(call.name, call.protocol, error, received_ns=call.request.received_ns)
         raise
     if not model.can_generate:
-        return await _embed(call, model, prompts)
-    return [await _generate(call, model, prompt, max_tokens, sampling) for prompt in prompts]
+        _, vectors, _ = await make_vectors(call, model, prompts)
+        return [{"embedding": vector.tolist()} for vector in vectors]
+    return [await _generate(call, model, prompt, writing, counts=index == 0) for index, prompt in enumerate(prompts)]
+
+
+def _prompts(model: TextModel, rows: Sequence[PredictRow]) -> list[str]:
+    _check_sizes(model, rows)
+    return [_prompt(model, row, number) for number, row in enumerate(rows, start=1)]
 
 
 def _check_sizes(model: TextModel, rows: Sequence[PredictRow]) -> None:
@@ -67,7 +76,17 @@ def _check_sizes(model: TextModel, rows: Sequence[PredictRow]) -> None:
             )
 
 
-def _read_options(options: Mapping[str, str], most: int) -> tuple[int, Sampling]:
+def read_writing(options: Mapping[str, str], most: int) -> Writing:
+    """How an answer is to be written.
+
+    Args:
+        options: `max_tokens`, `temperature` and `seed`, of the query.
+        most: Tokens of one answer on this server.
+
+    Raises:
+        MalformedError: An option is no number, or out of its range.
+        UsageError: As above, of sampling.
+    """
     try:
         max_tokens = int(options.get("max_tokens", min(DEFAULT_MAX_TOKENS, most)))
         temperature, seed = float(options.get("temperature", 0)), int(options.get("seed", 0))
@@ -75,7 +94,7 @@ def _read_options(options: Mapping[str, str], most: int) -> tuple[int, Sampling]
         raise MalformedError(f"an option is no number: {error}") from error
     if not 1 <= max_tokens <= most:
         raise MalformedError(f"max_tokens is {max_tokens}; it must be from 1 to {most}")
-    return max_tokens, Sampling(temperature=temperature, seed=seed)
+    return Writing(max_tokens, Sampling(temperature=temperature, seed=seed))
 
 
 def _prompt(model: TextModel, row: PredictRow, number: int) -> str:
@@ -98,18 +117,7 @@ def _is_message(message: Any) -> bool:
     )
 
 
-async def _embed(call: Call, model: TextModel, texts: list[str]) -> list[Prediction]:
-    try:
-        vectors = await model.embed(texts)
-    except EdgesmithError as error:
-        call.service.failed(call.name, call.protocol, error, received_ns=call.request.received_ns)
-        raise
-    duration_ns = time.monotonic_ns() - call.request.received_ns
-    call.service.metrics.count_request(model.name, model.version, call.protocol, "ok", duration_ns)
-    return [{"embedding": vector.tolist()} for vector in vectors]
-
-
-async def _generate(call: Call, model: TextModel, prompt: str, max_tokens: int, sampling: Sampling) -> Prediction:
+async def _generate(call: Call, model: TextModel, prompt: str, writing: Writing, *, counts: bool) -> Prediction:
     finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     texts: list[str] = []
 
@@ -122,22 +130,16 @@ async def _generate(call: Call, model: TextModel, prompt: str, max_tokens: int, 
 
     job = GenerationJob(
         prompt=prompt,
-        max_tokens=max_tokens,
+        max_tokens=writing.max_tokens,
         on_chunk=take,
         done=done,
         received_ns=call.request.received_ns,
-        sampling=sampling,
+        sampling=writing.sampling,
     )
-
-    def leave() -> None:
-        job.is_cancelled = True
-        if not finished.done():
-            finished.set_exception(ClientGoneError("the client has gone"))
-            finished.exception()  # looked at, so that nothing is logged where nobody waits for it
 
     if call.request.is_closed:
         raise ClientGoneError("the client has gone")
-    call.request.on_close(leave)
+    call.request.on_close(partial(_leave, job, finished))
     try:
         call.service.generate(
             call.name,
@@ -147,6 +149,7 @@ async def _generate(call: Call, model: TextModel, prompt: str, max_tokens: int, 
             key=sticky_key(call.request),
             request_id=call.identity,
             is_chosen=call.version is None,
+            counts=counts,
         )
         await finished
     except BaseException:
@@ -154,8 +157,19 @@ async def _generate(call: Call, model: TextModel, prompt: str, max_tokens: int, 
         raise
     finally:
         call.request.on_close(None)
-    if job.error is not None:
-        raise job.error
-    if job.finish_reason is None:
-        raise EngineFailedError("the answer was dropped before it ended")
-    return {"text": "".join(texts), "finish_reason": job.finish_reason, "num_tokens": job.num_tokens}
+    try:
+        if job.error is not None:
+            raise job.error
+        if job.finish_reason is None:
+            raise EngineFailedError("the answer was dropped before it ended")
+        return {"text": "".join(texts), "finish_reason": job.finish_reason, "num_tokens": job.num_tokens}
+    finally:
+        del job  # which holds the error that holds this frame
+
+
+def _leave(job: GenerationJob, finished: asyncio.Future[None]) -> None:
+    """The client has gone."""
+    job.is_cancelled = True
+    if not finished.done():
+        finished.set_exception(ClientGoneError("the client has gone"))
+        finished.exception()  # looked at, so that nothing is logged where nobody waits for it

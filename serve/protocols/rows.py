@@ -127,6 +127,8 @@ class _Run(Generic[Result]):
     reduce: Callable[[ServedTask, Arrays, Arrays, Sequence[Input]], Sequence[Result]]
     jobs: set[Job] = field(default_factory=set)
     is_gone: bool = False
+    is_first: bool = True
+    """Whether no job of the request has been counted yet."""
     _waiting: set[asyncio.Future[None]] = field(default_factory=set)
 
     async def answer(self) -> list[Result]:
@@ -150,6 +152,7 @@ class _Run(Generic[Result]):
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            tasks.clear()  # they hold an error that holds this frame
         return [results[index] for index in range(len(self.inputs))]
 
     def _pieces(self) -> list[list[int]]:
@@ -195,8 +198,7 @@ class _Run(Generic[Result]):
         finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         call = self.call
 
-        def done(job: Job) -> None:
-            self.jobs.discard(job)
+        def done(_: Job) -> None:  # holds nothing of the request: a model may keep its last job until the next one
             if not finished.done():
                 finished.set_result(None)
 
@@ -210,7 +212,9 @@ class _Run(Generic[Result]):
             key=sticky_key(call.request),
             request_id=call.identity,
             is_chosen=call.version is None,
+            counts=self.is_first,
         )
+        self.is_first = False
         self.jobs.add(job)
         if answering is not self.model:
             job.is_cancelled = True
@@ -218,12 +222,16 @@ class _Run(Generic[Result]):
         self._waiting.add(finished)
         await finished
         self._waiting.discard(finished)
+        self.jobs.discard(job)
         if self.is_gone:
             raise ClientGoneError("the client has gone")
-        if job.error is not None:
-            raise job.error
-        assert job.outputs is not None
-        return job.outputs
+        try:
+            if job.error is not None:
+                raise job.error
+            assert job.outputs is not None
+            return job.outputs
+        finally:
+            del job  # which holds the error that holds this frame
 
     def _leave(self) -> None:
         """The client has gone: what has not begun is not begun."""

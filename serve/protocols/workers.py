@@ -10,7 +10,10 @@ from typing import Literal, TypeVar
 
 from serve.errors import OverloadedError
 
-__all__ = ["Workers", "workers"]
+__all__ = ["LARGE_BODY_BYTES", "Workers", "workers"]
+
+LARGE_BODY_BYTES = 256 << 10
+"""A body above this is read by a worker: it takes longer than a change of threads, and others wait for the loop."""
 
 Result = TypeVar("Result")
 

@@ -136,6 +136,10 @@ class _Answerer:
             case "logits":
                 logits = self._engine.logits(request.arrays["tokens"].tolist(), first=values["first"])
                 return Frame({}, {"logits": logits})
+            case "free":
+                if (free := getattr(self._engine, "free_rooms", None)) is not None:
+                    free()
+                return Frame({})
             case op:
                 raise ValueError(f"no operation {op!r}")
 

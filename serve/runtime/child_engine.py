@@ -132,6 +132,15 @@ class ChildGenerator:
         request = Frame({"op": "logits", "first": first}, {"tokens": np.asarray(tokens, np.int64)})
         return self._ask(request).arrays["logits"]
 
+    def free_rooms(self) -> None:
+        """Let the process free the room that texts were read in, and forget them.
+
+        Raises:
+            EngineFailedError: The process crashed or hung on it.
+            NotReadyError: It is not back yet from a crash, or was closed.
+        """
+        self._ask(Frame({"op": "free"}))
+
     def generate(
         self,
         prompt: str,

@@ -23,6 +23,7 @@ from serve.runtime.text_stream import load_tokenizer, stream_text
 __all__ = ["GenaiEngine", "open_engine"]
 
 _TOKENIZER = "tokenizer.json"
+_NUM_SEEDS = 2**31  # the runtime takes no larger ones
 
 
 class GenaiEngine:
@@ -81,14 +82,21 @@ class GenaiEngine:
         return np.ascontiguousarray(values[0, first:], dtype=np.float32)
 
     def _start(
-        self, model: Any, tokens: Sequence[int], max_length: int, *, chunk: int, schema: str | None = None
+        self,
+        model: Any,
+        tokens: Sequence[int],
+        max_length: int,
+        *,
+        chunk: int,
+        schema: str | None = None,
+        sampling: Sampling = GREEDY,
     ) -> Any:
-        """Read a text; a generator that has its logits."""
+        """Read a text; a generator that has its logits. The sampling is of what the runtime chooses by itself."""
         try:
             params = self._library.GeneratorParams(model)
             params.set_search_options(
-                max_length=max_length, min_length=0, do_sample=False, num_beams=1, repetition_penalty=1.0,
-                no_repeat_ngram_size=0, chunk_size=chunk,
+                max_length=max_length, min_length=0, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0,
+                chunk_size=chunk, **self._search(sampling),
             )  # fmt: skip
             if schema is not None:
                 params.set_guidance("json_schema", schema)
@@ -103,6 +111,15 @@ class GenaiEngine:
             raise UsageError(f"onnxruntime-genai fails on {len(tokens)} tokens: {first_line(error)}") from error
         return generator
 
+    def _search(self, sampling: Sampling) -> dict[str, Any]:
+        """The runtime's own names for how it chooses a token."""
+        if sampling.is_greedy:
+            return {"do_sample": False}
+        return {
+            "do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p,
+            "top_k": min(sampling.top_k, self.num_vocabulary), "random_seed": sampling.seed % _NUM_SEEDS,
+        }  # fmt: skip
+
     def generate(
         self,
         prompt: str,
@@ -115,9 +132,12 @@ class GenaiEngine:
     ) -> Iterator[TextChunk]:
         """Continue a prompt; see `serve.runtime.generation.GenerationEngine`.
 
+        With a schema the runtime draws by itself, for it alone knows what the schema allows: it divides by the
+        temperature before it keeps the likeliest tokens, not after, and knows neither `min_p` nor a penalty.
+
         Raises:
             UsageError: As the protocol says.
-            UnsupportedError: A grammar is given, or a schema together with anything but the likeliest token.
+            UnsupportedError: A grammar is given, or a schema together with `min_p` or a repeat penalty.
         """
         model = self._opened()
         if grammar is not None:
@@ -125,10 +145,10 @@ class GenaiEngine:
                 "onnxruntime-genai does not read llama.cpp's grammars",
                 mend="Give a JSON schema, or generate with GGUF.",
             )
-        if json_schema is not None and (not sampling.is_greedy or sampling.repeat_penalty != 1):
+        if json_schema is not None and (sampling.repeat_penalty != 1 or (sampling.min_p and not sampling.is_greedy)):
             raise UnsupportedError(
-                "onnxruntime-genai follows a schema only with the likeliest token",
-                mend="Set the temperature to 0 and the repeat penalty to 1.",
+                "onnxruntime-genai follows a schema with neither repeat_penalty nor min_p",
+                mend="Set repeat_penalty to 1, and min_p or the temperature to 0.",
             )
         ids = self.tokenize(prompt)
         check_request(num_prompt=len(ids), max_tokens=max_tokens, context_length=self.context_length, stop=stop)
@@ -140,7 +160,9 @@ class GenaiEngine:
         self, model: Any, ids: list[int], max_tokens: int, sampling: Sampling, schema: str | None
     ) -> Iterator[tuple[int, bool]]:
         """One token after the other, with whether it is the last."""
-        generator = self._start(model, ids, len(ids) + max_tokens, chunk=self._chunk, schema=schema)
+        chosen_there = GREEDY if schema is None else sampling
+        longest = len(ids) + max_tokens
+        generator = self._start(model, ids, longest, chunk=self._chunk, schema=schema, sampling=chosen_there)
         random, seen = np.random.default_rng(sampling.seed), list(ids)
         while True:
             if schema is None:
@@ -149,7 +171,9 @@ class GenaiEngine:
                 generator.generate_next_token()  # chooses from what the schema allows
                 token = int(generator.get_next_tokens()[0])
             seen.append(token)
-            yield token, token in self._ends or (schema is not None and generator.is_done())
+            # At the greatest length the generator is done too, but the answer is cut, not complete.
+            is_done = schema is not None and len(seen) < longest and generator.is_done()
+            yield token, token in self._ends or is_done
             if schema is None:
                 generator.append_tokens(np.array([token], dtype=np.int32))
 

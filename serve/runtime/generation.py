@@ -49,7 +49,9 @@ class Sampling:
         min_p: Keep tokens at least this fraction as likely as the likeliest, in [0, 1].
         repeat_penalty: Divides positive logits, and multiplies negative ones, of tokens among the last
             `PENALTY_WINDOW`; 1 leaves them alone. It holds for a temperature of 0 too.
-        seed: Of the draw; equal seeds give equal texts with one engine.
+        seed: Of the draw; equal seeds give equal texts with one engine, as far as it computes equal logits.
+        is_repeatable: Read the prompt afresh and in equal parts, even if its start is known from another text:
+            quantized weights round otherwise for other parts, and another token may be drawn, or be the likeliest.
     """
 
     temperature: float = 0.0
@@ -58,6 +60,7 @@ class Sampling:
     min_p: float = 0.05
     repeat_penalty: float = 1.0
     seed: int = 0
+    is_repeatable: bool = False
 
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, 0.0, 100.0)

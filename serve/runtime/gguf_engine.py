@@ -263,6 +263,8 @@ class LlamaEngine:
                 with self._lock:
                     self._check_turn(turn)
                     if answer.token is None:
+                        if sampling.is_repeatable:
+                            session.forget()
                         self.num_reused_tokens = session.read(tokens)
                     else:
                         session.step(answer.token)
@@ -278,6 +280,16 @@ class LlamaEngine:
                 "another answer was begun before this one ended",
                 mend="Take one answer to its end, or open the file once for each.",
             )
+
+    def free_rooms(self) -> None:
+        """Free the room that texts were read in, and forget them; it is made again when it is needed.
+
+        An answer that is being written ends with an error.
+        """
+        with self._lock:
+            self._turn += 1
+            for room in (self._session, self._exact, self._pooled):
+                room.close()
 
     def make_slots(self, *, num_slots: int, num_tokens: int, num_batch: int) -> LlamaSlots:
         """Make room for several texts at a time, with the adapters as they are now.

@@ -40,19 +40,20 @@ _PYTHON_TYPES: Mapping[str, tuple[type, ...]] = {
 _BASIC = r"""
 space ::= " "?
 any ::= any-object | any-array | string | number | boolean | null
-any-object ::= "{" space (string ":" space any ("," space string ":" space any)*)? "}" space
-any-array ::= "[" space (any ("," space any)*)? "]" space
-string ::= "\"" char* "\"" space
+any-object ::= "{" space (any-pair ("," space any-pair)* space)? "}"
+any-pair ::= string ":" space any
+any-array ::= "[" space (any ("," space any)* space)? "]"
+string ::= "\"" char* "\""
 char ::= [^"\\\x00-\x1F\x7F\U00110000-\U001FFFFF] | "\\" (["\\/bfnrt] | "u" code)
 code ::= [0-9a-cA-CefEF] hex{3} | [dD] [0-7] hex{2}
 hex ::= [0-9a-fA-F]
 number ::= "-"? positive
-positive ::= whole ("." [0-9]{1,15})? ([eE] [+-]? [0-9]{1,2})? space
+positive ::= whole ("." [0-9]{1,15})? ([eE] [+-]? [0-9]{1,2})?
 integer ::= "-"? natural
-natural ::= whole space
+natural ::= whole
 whole ::= "0" | [1-9] [0-9]{0,15}
-boolean ::= ("true" | "false") space
-null ::= "null" space
+boolean ::= "true" | "false"
+null ::= "null"
 date ::= [0-9]{4} "-" ("0" [1-9] | "1" [0-2]) "-" ("0" [1-9] | "1" [0-9] | "2" [0-8])
 time ::= ([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9] ":" [0-5] [0-9] ("Z" | [+-] ([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9])
 uuid ::= hex{8} "-" hex{4} "-" hex{4} "-" hex{4} "-" hex{12}
@@ -63,7 +64,8 @@ _FORMATS = {"date": "date", "time": "time", "date-time": 'date "T" time', "uuid"
 def json_schema_to_grammar(schema: Mapping[str, Any]) -> str:
     """Write a schema as a grammar in llama.cpp's notation (GBNF).
 
-    Properties come in the schema's order, and no others than it names. A date's day is at most the 28th.
+    Properties come in the schema's order, and no others than it names. A date's day is at most the 28th. A blank may
+    follow an opening bracket, a comma or a colon, and come before a closing bracket; none follows the whole.
 
     Args:
         schema: JSON Schema, with references into itself only.
@@ -113,7 +115,7 @@ class _Converter:
             raise _refuse(place, f"is nested more than {MAX_DEPTH} deep or has more than {MAX_NODES} parts")
         if schema is True:
             return "any"
-        if not isinstance(schema, Mapping):
+        if not isinstance(schema, Mapping) or not all(isinstance(key, str) for key in schema):
             raise _refuse(place, f"is {schema!r:.40}, not an object")
         said = {key: value for key, value in schema.items() if key not in _SAYS_NOTHING}
         if not said:
@@ -131,12 +133,13 @@ class _Converter:
         self.only(said, {"type"}.union(*_KEYWORDS.values()), place)
         types = said.get("type", self.implied_type(said))
         if isinstance(types, list):
+            types = self.sequence(types, f"{place}/type")
             return self.add(" | ".join(self.typed(said, one, place, depth, shared=types) for one in types))
         return self.typed(said, types, place, depth, shared=[types])
 
     def typed(self, said: Mapping[str, Any], kind: Any, place: str, depth: int, *, shared: Sequence[Any]) -> str:
         """A schema of one type."""
-        if kind not in _KEYWORDS or not all(isinstance(one, str) for one in shared):
+        if not all(isinstance(one, str) for one in shared) or kind not in _KEYWORDS:
             raise _refuse(place, f"has the type {kind!r:.40}; known are {', '.join(_KEYWORDS)}")
         self.only(said, {"type"}.union(*(_KEYWORDS.get(one, frozenset()) for one in shared)), place)
         match kind:
@@ -202,33 +205,34 @@ class _Converter:
                 is_wrong_bool = isinstance(value, bool) and kind != "boolean"
                 if is_wrong_bool or not isinstance(value, _PYTHON_TYPES.get(str(kind), ())):
                     raise _refuse(place, f"has the value {value!r:.40}, which is not of the type {kind!r:.40}")
-        return self.add("(" + " | ".join(_literal(value, place) for value in values) + ") space")
+        return self.add("(" + " | ".join(_literal(value, place) for value in values) + ")")
 
     def object(self, said: Mapping[str, Any], place: str, depth: int) -> str:
         """An object: named properties in order, or any names with values of one kind."""
         properties, required = said.get("properties", {}), said.get("required", [])
-        if not isinstance(properties, Mapping) or not isinstance(required, list):
-            raise _refuse(place, "has properties or required of another kind than an object and a list")
+        is_named = isinstance(required, list) and all(isinstance(name, str) for name in required)
+        if not is_named or not isinstance(properties, Mapping) or not all(isinstance(name, str) for name in properties):
+            raise _refuse(place, "has properties or required of another kind than an object and a list of names")
         more = said.get("additionalProperties", True)
         if missing := [name for name in required if name not in properties]:
-            if more is False or not all(isinstance(name, str) for name in missing):
+            if more is False:
                 raise _refuse(place, f"requires {missing[0]!r:.40}, which it does not allow")
             properties = {**properties, **dict.fromkeys(missing, more)}
         if not properties:
             if more is False:
-                return self.add('"{" space "}" space')
+                return self.add('"{" space "}"')
             value = self.rule(more, f"{place}/additionalProperties", depth + 1)
             pair = self.add(f'string ":" space {value}')
-            return self.add(f'"{{" space ({pair} ("," space {pair})*)? "}}" space')
+            return self.add(f'"{{" space ({pair} ("," space {pair})* space)? "}}"')
         pairs = []
         for name, schema in properties.items():
             value = self.rule(schema, f"{place}/properties/{name}", depth + 1)
             pairs.append((self.add(f'{_literal(name, place)} ":" space {value}'), name in required))
-        return self.add(f'"{{" space {self.members(pairs)} "}}" space')
+        return self.add(f'"{{" space {self.members(pairs)} "}}"')
 
     def members(self, pairs: Sequence[tuple[str, bool]]) -> str:
         """Pairs in order with commas between them, where some may be left out."""
-        rest = first = self.add('""')
+        rest, first = self.add("space"), self.add('""')
         for pair, is_required in reversed(pairs):
             if is_required:
                 first = self.add(f"{pair} {rest}")
@@ -246,32 +250,33 @@ class _Converter:
             if said.get("items", False) is not False or least > len(kinds) or (most or len(kinds)) < len(kinds):
                 raise _refuse(place, "has prefixItems and further items; only a list of just these can be kept")
             rules = [self.rule(one, f"{place}/prefixItems/{index}", depth + 1) for index, one in enumerate(kinds)]
-            return self.add('"[" space ' + ' "," space '.join(rules) + ' "]" space')
+            return self.add('"[" space ' + ' "," space '.join(rules) + ' space "]"')
         if most is not None and most < least:
             raise _refuse(place, f"has minItems {least} and maxItems {most}")
         if most == 0:
-            return self.add('"[" space "]" space')
+            return self.add('"[" space "]"')
         item = self.rule(said.get("items", True), f"{place}/items", depth + 1)
         upper = "" if most is None else str(most - 1)
         some = f'{item} ("," space {item}){{{max(least - 1, 0)},{upper}}}'
-        return self.add(f'"[" space ({some}){"?" if least == 0 else ""} "]" space')
+        return self.add(f'"[" space ({some} space){"?" if least == 0 else ""} "]"')
 
     def string(self, said: Mapping[str, Any], place: str) -> str:
         """A text of some length or form."""
         least, most = self.count(said, "minLength", place), self.count(said, "maxLength", place)
         if "format" in said:
-            if said["format"] not in _FORMATS or least is not None or most is not None:
+            is_known = isinstance(said["format"], str) and said["format"] in _FORMATS
+            if not is_known or least is not None or most is not None:
                 raise _refuse(
                     place, f"has the format {said['format']!r:.40} (known: {', '.join(_FORMATS)}) or a length"
                 )
-            return self.add(rf'"\"" {_FORMATS[said["format"]]} "\"" space')
+            return self.add(rf'"\"" {_FORMATS[said["format"]]} "\""')
         if least is None and most is None:
             return "string"
         if most is not None and most < (least or 0):
             raise _refuse(place, f"has minLength {least} and maxLength {most}")
         if most == 0:
-            return self.add(r'"\"\"" space')
-        return self.add(rf'"\"" char{{{least or 0},{"" if most is None else most}}} "\"" space')
+            return self.add(r'"\"\""')
+        return self.add(rf'"\"" char{{{least or 0},{"" if most is None else most}}} "\""')
 
 
 def _literal(value: Any, place: str) -> str:

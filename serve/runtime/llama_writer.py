@@ -5,6 +5,10 @@ row and several rows by other code, and adds up attention in the order in which 
 SmolLM2-135M in fp32 differ by 0.003 (root mean square), and its likeliest tokens are the same; with 5-bit weights, for
 which activations are rounded to 8 bits, by 0.16, so that in some 4 % of steps another token is the likeliest. With one
 slot the tokens are those of `LlamaEngine`, each and every one.
+
+For the same reason a text depends on how its prompt was read: in parts of other lengths, where its start was known
+already. A text that is to be repeatable reads its prompt afresh, in parts of one length, and in an empty room where no
+other one is being written. It is then the same each time, as long as no other one is written beside it.
 """
 
 from __future__ import annotations
@@ -94,6 +98,8 @@ class LlamaWriter:
         self.size_bytes = self._slots.size_bytes
         self._used = [0] * self.num_slots  # when a text was last written there
         self._clock = 0
+        # Of one slot, as LlamaEngine reads them; of several, as many as make nobody's answer stutter.
+        self._repeatable_part = PROMPT_TOKENS_ALONE if self.num_slots == 1 else PROMPT_TOKENS_BESIDE
 
     def _make_slots(self) -> LlamaSlots:
         return self._engine.make_slots(
@@ -129,7 +135,10 @@ class LlamaWriter:
             num_logprobs=request.num_logprobs,
         )  # fmt: skip
         try:
-            text.slot, text.num_read = self._take_slot(slots, text.tokens)
+            if request.sampling.is_repeatable:
+                text.slot, text.num_read = self._take_empty_slot(slots), 0
+            else:
+                text.slot, text.num_read = self._take_slot(slots, text.tokens)
         except BaseException:
             text.answer.close()
             raise
@@ -152,6 +161,17 @@ class LlamaWriter:
             return best, slots.keep(best, lengths[best])
         oldest = next(slot for slot in free if slot != best)
         return oldest, slots.share(best, oldest, lengths[best])
+
+    def _take_empty_slot(self, slots: LlamaSlots) -> int:
+        """Choose a free slot, and forget what it holds; where none is in use, forget what all hold.
+
+        What lies in the room decides where a text's tokens lie, and in which order they are added up.
+        """
+        if not self._texts:
+            slots.clear()
+        slot = min((slot for slot in range(self.num_slots) if slot not in self._texts), key=self._used.__getitem__)
+        slots.keep(slot, 0)
+        return slot
 
     def _make_room(self, slots: LlamaSlots, reserved: int) -> None:
         """Forget texts that are over, those first that were written longest ago, until all promises can be kept."""
@@ -186,21 +206,29 @@ class LlamaWriter:
         return found
 
     def _choose_reads(self) -> list[SlotRead]:
-        """One token of every answer; prompts share the rest of the step, and short ones leave theirs to long ones."""
-        reads, reading = [], []
+        """One token of every answer; prompts share the rest of the step, and short ones leave theirs to long ones.
+
+        A repeatable prompt gets its whole part or none, apart from what the others share: beside answers one such
+        prompt a step, the one that was begun first.
+        """
+        reads: list[SlotRead] = []
+        reading: list[LlamaText] = []
+        repeatable: list[LlamaText] = []
         for text in self._texts.values():
             if text.answer is not None and text.answer.token is not None:
                 reads.append(SlotRead(text.slot, (text.answer.token,), True))
             else:
-                reading.append(text)
+                (repeatable if text.request.sampling.is_repeatable else reading).append(text)
+        most_repeatable = 1 if reads else max(1, PROMPT_TOKENS_ALONE // (2 * self._repeatable_part))
         left = PROMPT_TOKENS_BESIDE if reads else PROMPT_TOKENS_ALONE
-        left = max(min(left, self._opened().num_batch - len(reads)), 0)
+        reads += [_part(text, self._repeatable_part) for text in repeatable[:most_repeatable]]
+        left = max(min(left, self._opened().num_batch - sum(len(read.tokens) for read in reads)), 0)
         reading.sort(key=lambda text: len(text.tokens) - text.num_read)
         for index, text in enumerate(reading):
-            part = text.tokens[text.num_read : text.num_read + -(-left // (len(reading) - index))]
-            left -= len(part)
-            if part:
-                reads.append(SlotRead(text.slot, part, text.num_read + len(part) == len(text.tokens)))
+            read = _part(text, -(-left // (len(reading) - index)))
+            left -= len(read.tokens)
+            if read.tokens:
+                reads.append(read)
         return reads
 
     def drop(self, text: LlamaText) -> None:
@@ -236,6 +264,12 @@ class LlamaWriter:
             self.drop(text)
         self._free_slots()
         self._engine.close()
+
+
+def _part(text: LlamaText, most: int) -> SlotRead:
+    """The next tokens of a prompt."""
+    tokens = text.tokens[text.num_read : text.num_read + most]
+    return SlotRead(text.slot, tokens, text.num_read + len(tokens) == len(text.tokens))
 
 
 def choose_room(model: LlamaModel, num_slots: int) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from serve.traffic.comparison import Arm, Comparison, compare_arms
+from serve.traffic.comparison import Arm, Comparison, Units, compare_arms
 from serve.traffic.settings import TrafficSettings
 from serve.traffic.split import Split
 
@@ -35,6 +35,8 @@ class Arms:
         arms: Version → what it did since the comparison began.
         comparisons: Version of a canary → how it stands.
         stopped: Version → why its share was taken away.
+        answered: Keys whose answers are counted.
+        judged: Keys whose feedback is counted.
     """
 
     def __init__(self, name: str, weights: Mapping[str, float], settings: TrafficSettings, rng: random.Random) -> None:
@@ -44,6 +46,7 @@ class Arms:
         self.arms = {version: Arm() for version in weights}
         self.comparisons: dict[str, Comparison] = {}
         self.stopped: dict[str, str] = {}
+        self.answered, self.judged = Units(settings.max_keys), Units(settings.max_keys)
         self._judged_at = -1
 
     def judge(self) -> None:
@@ -85,8 +88,9 @@ class Arms:
             "arm": self.role(version),
             "share": self.split.shares.get(version, 0.0),
             "requests": arm.num_requests,
-            "failures": int(arm.answers.total),
-            "slow": int(arm.slow.total) if self.settings.slo_ms is not None else None,
+            "compared": arm.answers.num,
+            "failures": arm.num_failed,
+            "slow": arm.num_slow if self.settings.slo_ms is not None else None,
             "feedback": {"num": arm.feedback.num, "mean": _score(arm)},
             "comparison": None if comparison is None else _describe(comparison, self.control, self.settings.alpha),
             "stopped": self.stopped.get(version),

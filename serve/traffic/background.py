@@ -36,10 +36,14 @@ class Background:
             self._has_work.set()
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Do what is left and end the thread; closing twice, or what was never started, is harmless."""
+        """Do what is left and end the thread; closing twice, or what was never started, is harmless.
+
+        Args:
+            timeout_s: How long to wait for it; with 0 it ends by itself.
+        """
         self._is_ending.set()
         self._has_work.set()
-        if self._thread.is_alive():
+        if timeout_s > 0 and self._thread.is_alive():
             self._thread.join(timeout_s)
 
     def _run(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -10,10 +11,38 @@ from serve.traffic.outcome import Outcome
 from serve.traffic.sequences import Sums, difference_interval
 from serve.traffic.settings import TrafficSettings
 
-__all__ = ["Arm", "Comparison", "Finding", "State", "compare_arms"]
+__all__ = ["Arm", "Comparison", "Finding", "State", "Units", "compare_arms"]
 
 State: TypeAlias = Literal["undecided", "safe", "regression"]
 _MS = 1_000_000
+
+
+class Units:
+    """Which keys the comparison has an observation of already.
+
+    Versions are dealt out by key where there is one, so that a key and not a request is what is observed: requests of
+    one client are alike, and counting them all takes a few clients' nature for the version's. The first of each key
+    counts. The mean of more would be no better here: what is kept of it is its expectation, which is the same.
+
+    Args:
+        max_num: That are remembered; of more, the one that was not seen for longest is forgotten and may count again.
+    """
+
+    def __init__(self, max_num: int) -> None:
+        self._max_num = max_num
+        self._seen: OrderedDict[int, None] = OrderedDict()
+
+    def is_new(self, unit: int | None) -> bool:
+        """Whether this is the first of its key, and remember it; one without a key is one of its own."""
+        if unit is None:
+            return True
+        if unit in self._seen:
+            self._seen.move_to_end(unit)
+            return False
+        self._seen[unit] = None
+        if len(self._seen) > self._max_num:
+            self._seen.popitem(last=False)
+        return True
 
 
 @dataclass(slots=True, eq=False)
@@ -21,32 +50,41 @@ class Arm:
     """What one version has done. Written on the loop's thread alone.
 
     Attributes:
-        answers: Requests that say something of the version: all but those the client spoiled or left; the sum is of
-            those that failed.
+        answers: Requests that the comparison rests on; the sum is of those that failed.
         slow: Of them, the sum is of those that failed or took longer than the objective.
-        feedback: Requests that somebody judged; the sum is of 1 less their score.
+        feedback: Judgements that the comparison rests on; the sum is of 1 less their score.
         num_requests: All.
+        num_failed: Of all requests, those that failed.
+        num_slow: Of all requests, those that failed or took longer than the objective.
     """
 
     answers: Sums = field(default_factory=Sums)
     slow: Sums = field(default_factory=Sums)
     feedback: Sums = field(default_factory=Sums)
     num_requests: int = 0
+    num_failed: int = 0
+    num_slow: int = 0
 
-    def add(self, outcome: Outcome, slo_ns: float) -> None:
-        """Count a request."""
+    def add(self, outcome: Outcome, slo_ns: float, units: Units) -> None:
+        """Count a request.
+
+        Args:
+            outcome: How it went.
+            slo_ns: The objective.
+            units: Those that the comparison has had an answer of.
+        """
         self.num_requests += 1
-        if outcome.is_cancelled:
+        if not outcome.is_evidence:
             return
         is_fault = outcome.is_fault
-        if not (outcome.is_ok or is_fault):
+        is_slow = is_fault or outcome.duration_ns > slo_ns
+        self.num_failed += is_fault
+        self.num_slow += is_slow
+        if not units.is_new(outcome.unit):
             return
         # The sum first: a reader between the two sees a harm too many rather than one too few.
-        if is_fault:
-            self.answers.total += 1
-            self.slow.total += 1
-        elif outcome.duration_ns > slo_ns:
-            self.slow.total += 1
+        self.answers.total += is_fault
+        self.slow.total += is_slow
         self.answers.num += 1
         self.slow.num += 1
 
@@ -61,7 +99,7 @@ class Finding:
         high: … and at most this, at every moment of the comparison together, but for `alpha`.
         margin: What the difference may be.
         alpha: This kind's part of the error.
-        num_canary: Requests that it rests on.
+        num_canary: Requests that it rests on, of each key one.
         num_control: As `num_canary`.
         canary: Mean harm; None without requests.
         control: As `canary`.

@@ -92,6 +92,9 @@ def _shadows(shadows: dict[str, Shadow]) -> Iterator[Metric]:
 def _recording(recorder: Recorder) -> Iterator[Metric]:
     yield CounterMetricFamily("edgesmith_recorded_lines", "Lines that were recorded.", value=recorder.num_lines)
     yield CounterMetricFamily("edgesmith_recording_dropped_lines", "Lines that were not.", value=recorder.num_dropped)
+    yield CounterMetricFamily(
+        "edgesmith_recording_gaps", "How often nothing could be recorded for a while.", value=recorder.num_gaps
+    )
     yield GaugeMetricFamily(
-        "edgesmith_recording_failed", "1 where recording has stopped on an error.", value=float(bool(recorder.failure))
+        "edgesmith_recording_failed", "1 while recording has stopped on an error.", value=float(bool(recorder.failure))
     )

@@ -8,10 +8,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from serve.errors import describe_failure
+from serve.errors import DeadlineError, describe_failure
 from serve.models.job import GenerationJob, Job
 
-__all__ = ["Outcome", "outcome_of", "refusal"]
+__all__ = ["MAX_ID", "Outcome", "bounded_id", "outcome_of", "refusal"]
+
+MAX_ID = 128
+"""Characters of an id that are recorded; a longer one is not remembered for feedback."""
 
 _MAX_LOGITS = 1024
 """Elements that are kept until a line is written."""
@@ -35,6 +38,8 @@ class Outcome:
         logits: What a graph gave, of shape [rows, labels], where it is small; looked at later, in another thread.
         labels: Names of the columns of `logits`.
         is_cancelled: The client had gone, so that the answer says nothing.
+        is_own_deadline: It was late by the deadline that the client itself had set.
+        unit: Stands for the key that gave the request its version: requests of one key are not independent.
     """
 
     request_id: str
@@ -48,26 +53,36 @@ class Outcome:
     logits: NDArray[Any] | None = None
     labels: Sequence[str] | None = None
     is_cancelled: bool = False
+    is_own_deadline: bool = False
+    unit: int | None = None
 
     @property
     def is_fault(self) -> bool:
         """Whether the version, or the server, failed the client."""
-        return not self.is_ok and self.status >= _BLAMELESS_BELOW
+        return not self.is_ok and self.status >= _BLAMELESS_BELOW and not self.is_own_deadline
+
+    @property
+    def is_evidence(self) -> bool:
+        """Whether it says anything about the version: all does but what the client spoiled or left."""
+        return not self.is_cancelled and (self.is_ok or self.is_fault)
 
 
-def outcome_of(job: Job | GenerationJob, request_id: str, labels: Sequence[str] | None = None) -> Outcome:
+def outcome_of(
+    job: Job | GenerationJob, request_id: str, labels: Sequence[str] | None = None, *, key: str | None = None
+) -> Outcome:
     """What became of a job whose `done` is being called.
 
     Args:
         job: With `finished_ns`, and `outputs` or `error`.
         request_id: As the client was told it.
         labels: Of the model's task, where it has any.
+        key: Gave the request its version, if it had one.
     """
     status, reason = 200, ""
     if job.error is not None:
         status, reason, _ = describe_failure(job.error)
     said = Outcome(
-        request_id,
+        bounded_id(request_id),
         job.error is None,
         max(job.finished_ns - job.received_ns, 0),
         reason,
@@ -75,6 +90,8 @@ def outcome_of(job: Job | GenerationJob, request_id: str, labels: Sequence[str] 
         max(job.started_ns - job.received_ns, 0) if job.started_ns else 0,
         labels=labels,
         is_cancelled=job.is_cancelled,
+        is_own_deadline=job.is_own_deadline and isinstance(job.error, DeadlineError),
+        unit=_unit(key),
     )
     if isinstance(job, Job):
         said.num_rows, said.logits = job.num_rows, _small_logits(job.outputs)
@@ -83,10 +100,20 @@ def outcome_of(job: Job | GenerationJob, request_id: str, labels: Sequence[str] 
     return said
 
 
-def refusal(error: BaseException, request_id: str) -> Outcome:
+def refusal(error: BaseException, request_id: str, *, key: str | None = None) -> Outcome:
     """What became of a request that never was a job: a full queue, a version that is not ready."""
     status, reason, _ = describe_failure(error)
-    return Outcome(request_id, False, 0, reason, status)
+    return Outcome(bounded_id(request_id), False, 0, reason, status, unit=_unit(key))
+
+
+def bounded_id(request_id: str) -> str:
+    """A request's id as it is kept: clients choose ids, and could fill the memory with them."""
+    return request_id if len(request_id) <= MAX_ID else request_id[: MAX_ID - 1] + "…"
+
+
+def _unit(key: str | None) -> int | None:
+    # Python's hash is keyed anew in each process: no client can aim at another's.
+    return None if key is None else hash(key)
 
 
 def _small_logits(outputs: Mapping[str, NDArray[Any]] | None) -> NDArray[Any] | None:

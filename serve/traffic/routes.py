@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgesmith.errors import UsageError
 from serve.config import Limits
 from serve.errors import MalformedError, ModelNotFoundError
 from serve.http.message import Request, Response
@@ -45,9 +44,7 @@ def routes(traffic: Traffic, limits: Limits) -> list[Route]:
         name, weights = request.params["model"], _object(request, limits).get("weights")
         if not isinstance(weights, dict):
             raise MalformedError("the body has no weights", mend='Send {"weights": {"1": 95, "2": 5}}.')
-        known = set(_state(traffic, name)["versions"])
-        if unknown := sorted(weights.keys() - known):
-            raise UsageError(f"{name} has no version {unknown[0]!r} in its split; it has {', '.join(sorted(known))}")
+        _state(traffic, name)  # a model without any has none to change
         traffic.set_split(name, weights)
         request.respond(Response(body=dump_json(_state(traffic, name))))
 

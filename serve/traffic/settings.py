@@ -34,6 +34,9 @@ class TrafficSettings:
     """Copies that may be under way; further requests are not copied."""
     max_recent: int = 16384
     """Requests that feedback can still be given on."""
+    max_keys: int = 65536
+    """Keys that are remembered to have been counted. Of a model with more, a key may count again, after as many others;
+    with so many it matters no more how one of them is."""
     max_record_bytes: int = 256 << 20
     """A recording of this size is renamed to `….1`, over an older one, and begun again."""
 
@@ -46,6 +49,6 @@ class TrafficSettings:
             raise UsageError(f"alpha is {self.alpha}; it must be above 0 and below 0.5")
         if self.slo_ms is not None and not (math.isfinite(self.slo_ms) and self.slo_ms > 0):
             raise UsageError(f"slo_ms is {self.slo_ms}; it must be above 0")
-        for name in ("max_shadow_pending", "max_recent", "max_record_bytes"):
+        for name in ("max_shadow_pending", "max_recent", "max_keys", "max_record_bytes"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -22,7 +22,7 @@ _SAME_COSINE = 0.99
 _MAX_COMPARED = 1 << 20
 """Elements of one output; of more, as many are compared, evenly spread."""
 _MAX_HELD_BYTES = 64 << 20
-"""Answers that wait for their shadow's."""
+"""Of inputs and answers of the copies that are under way or wait to be compared."""
 _TIMEOUT_S = 30.0
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -115,7 +115,9 @@ class Shadow:
             wake: Called when there is something for `compare`.
         """
         outputs = job.outputs or {}
-        size = sum(array.nbytes for array in outputs.values())
+        # The shadow's own answer is about as large as the original's.
+        size = sum(array.nbytes for array in job.arrays.values())
+        size += 2 * sum(array.nbytes for array in outputs.values())
         if self._num_pending >= self._max_pending or self._held_bytes + size > _MAX_HELD_BYTES:
             self.num_dropped += 1
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 from bisect import bisect
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -25,16 +26,16 @@ class Split:
 
     Args:
         name: The model.
-        weights: Version → weight, positive.
+        weights: Version → weight, 0 or more; a version with 0 has no share.
         salt: Of the hash.
         rng: Draws for requests without a key.
 
     Attributes:
-        shares: Version → share, in the order given; together 1.
+        shares: Version → share, in the order given, each above 0; together 1.
         control: The version with the largest share, the first of several: what others are compared with.
 
     Raises:
-        UsageError: There is no weight, or one is not a positive number.
+        UsageError: There is no weight above 0, or one is no number, negative, or too small or large to be a share.
 
     Source: Schindelhauer & Schomaker, Weighted distributed hash tables, SPAA 2005 (the logarithmic method).
     """
@@ -42,15 +43,8 @@ class Split:
     def __init__(self, name: str, weights: Mapping[str, float], *, salt: str, rng: random.Random) -> None:
         if not weights:
             raise UsageError(f"the split of {name} names no version")
-        for version, weight in weights.items():
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
-                raise UsageError(
-                    f"the weight of {name}:{version} is {weight!r}; it must be a number above 0",
-                    mend="Leave a version out to give it nothing.",
-                )
-        total = float(sum(weights.values()))
         self.name = name
-        self.shares = {version: weight / total for version, weight in weights.items()}
+        self.shares = _shares(name, weights)
         self.control = max(self.shares, key=lambda version: self.shares[version])
         self._versions = tuple(self.shares)
         self._bounds = tuple(accumulate(self.shares.values()))[:-1]
@@ -79,3 +73,24 @@ class Split:
         """The same split with a version's share given to the others, each in proportion."""
         left = {other: share for other, share in self.shares.items() if other != version}
         return Split(self.name, left, salt=self._salt, rng=self._rng)
+
+
+def _shares(name: str, weights: Mapping[str, float]) -> dict[str, float]:
+    for version, weight in weights.items():
+        # An integer may be larger than any float, and is compared all the same.
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= sys.float_info.max:
+            raise UsageError(
+                f"the weight of {name}:{version} is {str(weight)[:40]}; it must be a number of 0 or more",
+                mend="Give 0 to a version that is to get nothing.",
+            )
+    total = sum(float(weight) for weight in weights.values())
+    if not 0 < total < math.inf:
+        raise UsageError(
+            f"the weights of {name} add up to {total:g}", mend="Give shares in per cent, such as 95 and 5."
+        )
+    shares = {version: weight / total for version, weight in weights.items() if weight}
+    if lost := [version for version, share in shares.items() if not share]:
+        raise UsageError(
+            f"the weight of {name}:{lost[0]} is too small beside the others", mend="Give 0, or more of them."
+        )
+    return shares

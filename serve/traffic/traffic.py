@@ -14,7 +14,7 @@ from serve.models.job import GenerationJob, Job
 from serve.traffic.arms import Arms
 from serve.traffic.background import Background
 from serve.traffic.lines import feedback_line, request_line, shadow_line
-from serve.traffic.outcome import Outcome, outcome_of
+from serve.traffic.outcome import MAX_ID, Outcome, bounded_id, outcome_of
 from serve.traffic.recorder import Recorder
 from serve.traffic.settings import TrafficSettings
 from serve.traffic.shadows import Agreement, Shadow
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Traffic", "VersionWatcher"]
 
+_Answered = tuple[str, str, bool, int | None]
+"""Model and version, whether `choose` gave it, and what stands for the key."""
 Submit = Callable[[str, str, Job], None]
 """Model, version and job → handed over, or an error raised."""
 
@@ -52,7 +54,7 @@ class Traffic:
         recorder: Writes lines; None records nothing.
 
     Raises:
-        UsageError: A weight is not a positive number.
+        UsageError: Weights are no shares.
         StorageError: The recording cannot be opened.
     """
 
@@ -70,7 +72,8 @@ class Traffic:
         self.models = {name: Arms(name, weights, self.settings, self._rng) for name, weights in (splits or {}).items()}
         self._submit: Submit = _nowhere
         self.shadows = {name: self._shadow(name, version) for name, version in (shadows or {}).items()}
-        self._recent: OrderedDict[str, tuple[str, str, bool]] = OrderedDict()
+        self._recent: OrderedDict[str, _Answered] = OrderedDict()
+        self._versions_of: Callable[[str], Collection[str]] | None = None
         self._slo_ns = float("inf") if self.settings.slo_ms is None else self.settings.slo_ms * 1e6
         self._background = Background(self._work, "traffic")
         self.recorder = None
@@ -85,11 +88,13 @@ class Traffic:
         """Compare with the models that there are.
 
         Args:
-            versions_of: Model → its versions; empty of a model that is not known.
+            versions_of: Model → its versions; empty of a model that is not known. It is asked again when shares are
+                changed.
 
         Raises:
             UsageError: A split or shadow names a model or version that is not served.
         """
+        self._versions_of = versions_of
         named = [(name, version) for name, arms in self.models.items() for version in arms.arms]
         named += [(name, shadow.version) for name, shadow in self.shadows.items()]
         for name, version in named:
@@ -152,12 +157,13 @@ class Traffic:
         if arms is not None:
             arm = arms.arms.get(version)
             if arm is not None and is_chosen:
-                arm.add(outcome, self._slo_ns)
+                arm.add(outcome, self._slo_ns, arms.answered)
         if self.recorder is not None:
             role = "only" if arms is None else arms.role(version)
             self.recorder.put(request_line(time.time(), name, version, role, outcome))
-        if outcome.is_ok and outcome.request_id:
-            self._recent[outcome.request_id] = (name, version, is_chosen)
+        if outcome.is_ok and 0 < len(outcome.request_id) <= MAX_ID:
+            self._recent[outcome.request_id] = (name, version, is_chosen, outcome.unit)
+            self._recent.move_to_end(outcome.request_id)  # an id that was given before is as fresh as any
             if len(self._recent) > self.settings.max_recent:
                 self._recent.popitem(last=False)
         self._background.wake()
@@ -168,7 +174,7 @@ class Traffic:
         if shadow is None or job.outputs is None or job.is_cancelled or version == shadow.version:
             return
         if self.settings.shadow_share >= 1 or self._rng.random() < self.settings.shadow_share:
-            shadow.mirror(job, request_id, self._background.wake)
+            shadow.mirror(job, bounded_id(request_id), self._background.wake)
 
     def feedback(self, name: str, request_id: str, score: float) -> str | None:
         """Count a judgement of an answer, once for each.
@@ -185,9 +191,10 @@ class Traffic:
         if found is None or found[0] != name:
             return None
         del self._recent[request_id]
-        _, version, is_chosen = found
-        arm = self.models[name].arms.get(version) if name in self.models else None
-        if arm is not None and is_chosen:
+        _, version, is_chosen, unit = found
+        arms = self.models.get(name)
+        arm = None if arms is None else arms.arms.get(version)
+        if arms is not None and arm is not None and is_chosen and arms.judged.is_new(unit):
             arm.feedback.total += 1.0 - score
             arm.feedback.num += 1
         if self.recorder is not None:
@@ -198,11 +205,21 @@ class Traffic:
     def set_split(self, name: str, weights: Mapping[str, float]) -> None:
         """Change a model's shares. Its comparison begins anew, and versions that were stopped may answer again.
 
+        Args:
+            name: The model.
+            weights: Version → weight, of any version that is served; 0 for one that is to get nothing.
+
         Raises:
-            UsageError: The model has no split, or a weight is not a positive number.
+            UsageError: The model has no split, a version is not served or is a shadow, or weights are no shares.
         """
         if name not in self.models:
             raise UsageError(f"{name} has no split", mend=f"Start the server with one: --split {name}=1:95,2:5")
+        known = self.models[name].arms if self._versions_of is None else self._versions_of(name)
+        if unknown := sorted(weights.keys() - set(known)):
+            raise UsageError(f"{name} has no version {unknown[0]!r}; it has {', '.join(sorted(known))}")
+        shadow = self.shadows.get(name)
+        if shadow is not None and weights.get(shadow.version):
+            raise UsageError(f"{name}:{shadow.version} is a shadow and can have no share")
         self.models[name] = Arms(name, weights, self.settings, self._rng)
 
     def report(self, name: str, version: str) -> dict[str, Any] | None:
@@ -246,9 +263,11 @@ class VersionWatcher:
     def __init__(self, traffic: Traffic, name: str, version: str, labels: Sequence[str] | None) -> None:
         self._traffic, self._name, self._version, self._labels = traffic, name, version, labels
 
-    def observe(self, job: Job | GenerationJob, *, request_id: str = "", is_chosen: bool = True) -> None:
-        """Take note of a job whose answer was sent."""
-        outcome = outcome_of(job, request_id, self._labels)
+    def observe(
+        self, job: Job | GenerationJob, *, request_id: str = "", is_chosen: bool = True, key: str | None = None
+    ) -> None:
+        """Take note of a job whose answer was sent; `key` gave it its version, if it had one."""
+        outcome = outcome_of(job, request_id, self._labels, key=key)
         self._traffic.observe(self._name, self._version, outcome, is_chosen=is_chosen)
         if isinstance(job, Job):
             self._traffic.mirror(self._name, self._version, job, request_id)

@@ -15,7 +15,7 @@ from serve.config import Limits
 from serve.errors import MalformedError
 from serve.protocols.grpc.messages import message_class
 from serve.protocols.oip.answer import pick_outputs
-from serve.protocols.oip.inference import Inference, OutputWish, check_parameters, read_classes, read_timeout
+from serve.protocols.oip.inference import Inference, OutputWish, check_id, check_parameters, read_classes, read_timeout
 from serve.protocols.oip.tensors import (
     DATATYPES,
     array_from_bytes,
@@ -77,8 +77,8 @@ def read_message(message: Any, limits: Limits) -> Inference:
             arrays[name] = array_from_bytes(name, tensor.datatype, shape, data, 0, len(data))
         else:
             arrays[name] = _read_contents(name, tensor, count).reshape(shape)
-    parameters = _plain(message.parameters)
-    return Inference(arrays, _read_wishes(message.outputs), message.id, timeout_us=read_timeout(parameters))
+    timeout_us = read_timeout(_plain(message.parameters))
+    return Inference(arrays, _read_wishes(message.outputs), check_id(message.id), timeout_us=timeout_us)
 
 
 def _read_contents(name: str, tensor: Any, count: int) -> NDArray[Any]:

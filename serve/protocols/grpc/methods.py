@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
@@ -16,14 +17,16 @@ from serve.protocols.grpc.conversion import make_message, read_message
 from serve.protocols.grpc.messages import DATA_TYPES, message_class
 from serve.protocols.oip import facts
 from serve.protocols.oip.described import describe_model, split_name
-from serve.protocols.oip.infer_route import choose_view, is_long
-from serve.protocols.oip.inference import deadline_of
-from serve.protocols.oip.text_view import TextView
+from serve.protocols.oip.inference import Inference, deadline_of
+from serve.protocols.oip.preparation import Asked, Prepared
+from serve.protocols.workers import workers
 from serve.service import Service
 
 __all__ = ["METHODS", "PROTOCOL", "Call", "Method"]
 
 PROTOCOL = "grpc"
+
+_MAX_CONTENTS_ON_LOOP = 1 << 18
 
 
 @dataclass(slots=True)
@@ -36,6 +39,7 @@ class Call:
         received_ns: When it was there.
         deadline_ns: When the client no longer waits; None if it does not say.
         key: Requests of one key go to one version.
+        request_id: What the request is called where its message does not say; set to what that says.
         version: Set to the version that answered.
     """
 
@@ -44,6 +48,7 @@ class Call:
     received_ns: int
     deadline_ns: int | None = None
     key: str | None = None
+    request_id: str = ""
     version: str = ""
 
 
@@ -126,39 +131,29 @@ async def _unload(call: Call) -> Any:
 async def _model_infer(call: Call) -> Any:
     service, message = call.service, call.message
     name, is_named = split_name(message.model_name)
-    version = message.model_version or None
-    view: TextView | None = None
-    has_pairs = False
     try:
-        inference = read_message(message, service.limits)
-        arrays: Mapping[str, NDArray[Any]] = inference.arrays
-        if is_named or inference.outputs is not None or TextView.takes(arrays):
-            described = describe_model(service.model(name, version))
-            view = choose_view(described, inference, name, is_named=is_named)
-        if view is not None:
-            examples = view.examples(arrays)
-            has_pairs = examples[0].text_pair is not None
-            encode = view.task.encode
-            arrays = await asyncio.to_thread(encode, examples) if is_long(examples) else encode(examples)
+        inference = await _read(message, service)
+        call.request_id = inference.id or call.request_id
+        asked = Asked(service, name, is_named, message.model_version or None, call.key, inference)
+        prepared = None if asked.is_plain else await asked.finish(asked.prepare())
     except Exception as error:
         service.failed(name, PROTOCOL, error, received_ns=call.received_ns)
         raise
-    deadlines = [at for at in (call.deadline_ns, deadline_of(call.received_ns, inference.timeout_us)) if at is not None]
-    outputs, labels = await _run(call, name, version, arrays, min(deadlines, default=None), inference.id)
-    told: Mapping[str, NDArray[Any]] = outputs
-    if view is not None:
-        told = await asyncio.to_thread(view.tell, outputs, arrays, has_pairs=has_pairs)
-    return make_message(message.model_name, call.version, inference, told, labels)
+    outputs, labels = await _run(call, asked, prepared)
+    if prepared is not None and prepared.view is not None:
+        tell = partial(prepared.view.tell, outputs, prepared.arrays, has_pairs=prepared.has_pairs)
+        outputs = await asyncio.to_thread(tell)
+    return make_message(message.model_name, call.version, inference, outputs, labels)
 
 
-async def _run(
-    call: Call,
-    name: str,
-    version: str | None,
-    arrays: Mapping[str, NDArray[Any]],
-    deadline_ns: int | None,
-    request_id: str,
-) -> tuple[Mapping[str, NDArray[Any]], Any]:
+async def _read(message: Any, service: Service) -> Inference:
+    """Read a request: raw tensors here, values one by one on another thread where they are many."""
+    if message.raw_input_contents or message.ByteSize() <= _MAX_CONTENTS_ON_LOOP:
+        return read_message(message, service.limits)
+    return await workers().run(partial(read_message, message, service.limits))
+
+
+async def _run(call: Call, asked: Asked, prepared: Prepared | None) -> tuple[Mapping[str, NDArray[Any]], Sequence[str]]:
     """Have a graph run, and give its outputs and the names of its classes."""
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -167,18 +162,38 @@ async def _run(
         if not ended.done():
             ended.set_result(None)
 
+    arrays = asked.inference.arrays if prepared is None else prepared.arrays
     first = next(iter(arrays.values()))
-    job = Job(arrays, finish, first.shape[0] if first.ndim else 1, call.received_ns, deadline_ns)
-    model = call.service.infer(name, version, job, protocol=PROTOCOL, key=call.key, request_id=request_id)
-    call.version = model.version
+    own = (call.deadline_ns, deadline_of(call.received_ns, asked.inference.timeout_us))
+    deadline_ns = min((at for at in own if at is not None), default=None)
+    job = Job(
+        arrays,
+        finish,
+        first.shape[0] if first.ndim else 1,
+        call.received_ns,
+        deadline_ns,
+        is_own_deadline=deadline_ns is not None,
+    )
     try:
+        model = call.service.infer(
+            asked.name,
+            asked.version if prepared is None else prepared.model.version,
+            job,
+            protocol=PROTOCOL,
+            key=call.key,
+            request_id=call.request_id,
+            is_chosen=asked.version is None,
+        )
+        call.version = model.version
         await ended
+        if job.error is not None or job.outputs is None:
+            raise job.error or RequestError("the request was dropped")
+        return job.outputs, describe_model(model).labels
     except asyncio.CancelledError:  # the client has gone
         job.is_cancelled = True
         raise
-    if job.error is not None or job.outputs is None:
-        raise job.error or RequestError("the request was dropped")
-    return job.outputs, describe_model(model).labels
+    finally:
+        del job  # its error knows this frame: together they would stay until Python looks for cycles
 
 
 METHODS: Mapping[str, Method] = {

@@ -71,7 +71,13 @@ def classify(wish: OutputWish, array: NDArray[Any], labels: Sequence[str]) -> ND
 
 
 def make_response(
-    described: Described, inference: Inference, outputs: Outputs, *, is_text: bool = False, is_named: bool = False
+    described: Described,
+    inference: Inference,
+    outputs: Outputs,
+    identity: str,
+    *,
+    is_text: bool = False,
+    is_named: bool = False,
 ) -> Response:
     """Write the answer: JSON, and behind it the bytes of the tensors that go as bytes, none of them copied.
 
@@ -79,14 +85,16 @@ def make_response(
         described: The model.
         inference: What was asked.
         outputs: What there is to answer with.
+        identity: What the request is called, by its client or by us.
         is_text: Whether the outputs are those of texts.
         is_named: Whether the model was asked by its name for texts.
 
     Raises:
         UsageError: An output is asked for that does not exist.
     """
+    request_header = (b"x-request-id", identity.encode())
     if inference.outputs is None and inference.is_binary and not inference.id and not is_text:
-        return _make_plain(described, outputs)
+        return _make_plain(described, outputs, request_header)
     heads = described.text_heads if is_text else described.heads
     entries: list[bytes] = []
     buffers: list[Buffer] = [b""]
@@ -104,11 +112,11 @@ def make_response(
         b",".join(entries),
     )
     if len(buffers) == 1:
-        return Response(200, buffers[0], headers=described.headers)
-    return Response(200, buffers, _BINARY, (*described.headers, _length_header(buffers[0])))
+        return Response(200, buffers[0], headers=(*described.headers, request_header))
+    return Response(200, buffers, _BINARY, (*described.headers, request_header, _length_header(buffers[0])))
 
 
-def _make_plain(described: Described, outputs: Outputs) -> Response:
+def _make_plain(described: Described, outputs: Outputs, request_header: tuple[bytes, bytes]) -> Response:
     """Answer with all outputs as bytes: what most requests ask for, and the JSON is the same for the same shapes."""
     buffers: list[Buffer] = [b""]
     key: list[tuple[int, ...]] = []
@@ -128,7 +136,7 @@ def _make_plain(described: Described, outputs: Outputs) -> Response:
             described.answers.clear()
         described.answers[tuple(key)] = known
     buffers[0], headers = known
-    return Response(200, buffers, _BINARY, headers)
+    return Response(200, buffers, _BINARY, (*headers, request_header))
 
 
 def _length_header(text: Buffer) -> tuple[bytes, bytes]:

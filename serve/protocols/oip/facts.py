@@ -49,12 +49,8 @@ def server_metadata() -> dict[str, Any]:
 
 
 def is_ready(service: Service) -> bool:
-    """Whether requests are welcome: nothing that was asked for at the start is still being loaded."""
-    states: dict[str, set[str]] = {}
-    for entry in service.repository.index():
-        states.setdefault(entry.name, set()).add(entry.state)
-    is_loading = any("LOADING" in found and "READY" not in found for found in states.values())
-    return not service.is_draining and not is_loading and any("READY" in found for found in states.values())
+    """Whether requests are welcome: every model that the server was started with answers now."""
+    return not service.is_draining and service.repository.all_ready()
 
 
 def find_model(service: Service, name: str, version: str | None) -> tuple[Model, Described, bool]:
@@ -78,10 +74,10 @@ def is_model_ready(service: Service, name: str, version: str | None) -> bool:
         ModelNotFoundError: There is none.
     """
     try:
-        find_model(service, name, version)
+        model, _, _ = find_model(service, name, version)
     except NotReadyError:
         return False
-    return True
+    return service.repository.is_ready(model.name, version or None)
 
 
 def model_metadata(service: Service, name: str, version: str | None) -> dict[str, Any]:
@@ -109,21 +105,23 @@ def model_config(service: Service, name: str, version: str | None) -> dict[str, 
     """
     model, described, is_text = find_model(service, name, version)
     inputs, outputs = _tensors(described, is_text=is_text)
-    is_batched = described.is_batched
     optional = described.text.optional_inputs if is_text and described.text is not None else ()
+    # With batching, Triton puts the rows before dims that cannot be empty: what has only rows cannot be told so.
+    is_batched = described.is_batched and all(len(one.shape) > 1 for one in (*inputs, *optional, *outputs))
+    max_batch_size = described.max_batch_size if is_batched else 0
     config: dict[str, Any] = {
         "name": name,
         "platform": _platform(model, described, is_text=is_text),
         "backend": described.backend,
         "version_policy": {"all": {}},
-        "max_batch_size": described.max_batch_size,
+        "max_batch_size": max_batch_size,
         "input": [
             _config_tensor(tensor, is_batched=is_batched) | {"format": "FORMAT_NONE", "optional": tensor in optional}
             for tensor in (*inputs, *optional)
         ],
         "output": [_config_tensor(tensor, is_batched=is_batched) | {"label_filename": ""} for tensor in outputs],
     }
-    if described.max_batch_size > 1:
+    if max_batch_size > 1:
         config["dynamic_batching"] = {"max_queue_delay_microseconds": model.spec.max_queue_delay_us}
     return config
 

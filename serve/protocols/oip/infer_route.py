@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping
+from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
 
-from edgesmith.errors import UnsupportedError, UsageError
-from edgesmith.tasks.base import Example
+from edgesmith.errors import UnsupportedError
 from serve.errors import MalformedError, TooLargeError
 from serve.http.message import Buffer, Request, Response
 from serve.models.job import Job
+from serve.protocols.identity import request_id, sticky_key
 from serve.protocols.oip.answer import make_response
 from serve.protocols.oip.described import Described, describe_model, split_name
 from serve.protocols.oip.inference import Inference, InferenceReader, deadline_of
-from serve.protocols.oip.text_view import TextView
+from serve.protocols.oip.preparation import Asked, Prepared
+from serve.protocols.workers import workers
 from serve.service import Service
 
-__all__ = ["PROTOCOL", "InferRoute", "choose_view", "decompress", "is_long"]
+__all__ = ["PROTOCOL", "InferRoute", "decompress"]
 
 PROTOCOL = "oip"
 
-_MAX_TEXT_ON_LOOP = 2048  # characters whose tokens take less time than handing them to a thread and back
 _MAX_COMPRESSED_ON_LOOP = 4096
-_MAX_OUTPUT_ON_LOOP = 1 << 18
+_MAX_JSON_ON_LOOP = _MAX_OUTPUT_ON_LOOP = 1 << 18
 _WINDOW_BITS = {b"gzip": 31, b"deflate": 15}
 
 
@@ -55,61 +56,59 @@ class InferRoute:
             if len(request.body) <= _MAX_COMPRESSED_ON_LOOP:
                 body = decompress(request.body, encoding, limit)
             else:
-                body = await asyncio.to_thread(decompress, request.body, encoding, limit)
+                body = await workers().run(partial(decompress, request.body, encoding, limit))
         except Exception as error:
-            self.service.failed(request.params["model"], PROTOCOL, error, received_ns=request.received_ns)
+            self._count(request, error)
             raise
         waiting = self._begin(request, body)
         if waiting is not None:
             await waiting
 
     def _begin(self, request: Request, body: Buffer) -> Awaitable[None] | None:
+        json_length = request.header(b"inference-header-content-length")
+        if len(body) > _MAX_JSON_ON_LOOP and is_json_above(_MAX_JSON_ON_LOOP, json_length):
+            return self._begin_long(request, body, json_length)
         try:
-            inference = self.reader.read(body, request.header(b"inference-header-content-length"))
-            name, is_named = split_name(request.params["model"])
-            call = _Call(self.service, request, inference, name)
-            arrays: Mapping[str, NDArray[Any]] = inference.arrays
-            if is_named or inference.outputs is not None or TextView.takes(arrays):
-                described = describe_model(self.service.model(name, request.params.get("version")))
-                view = choose_view(described, inference, name, is_named=is_named)
-                if view is not None:
-                    examples = view.examples(arrays)
-                    call.expect_text(view, examples, is_named=is_named)
-                    if is_long(examples):
-                        return call.submit_long(examples)
-                    arrays = view.task.encode(examples)
+            asked = self._ask(request, self.reader.read(body, json_length))
+            call = _Call(request, asked, None if asked.is_plain else asked.prepare())
         except Exception as error:
-            self.service.failed(request.params["model"], PROTOCOL, error, received_ns=request.received_ns)
+            self._count(request, error)
             raise
-        call.submit(arrays)
+        if call.prepared is not None and call.prepared.examples:
+            return self._finish(call, call.prepared)
+        call.submit()
         return None
 
+    async def _begin_long(self, request: Request, body: Buffer, json_length: bytes | None) -> None:
+        try:
+            inference = await workers().run(partial(self.reader.read_long, body, json_length))
+            asked = self._ask(request, inference)
+            call = _Call(request, asked, prepared := asked.prepare())
+        except Exception as error:
+            self._count(request, error)
+            raise
+        await self._finish(call, prepared)
 
-def choose_view(described: Described, inference: Inference, name: str, *, is_named: bool) -> TextView | None:
-    """Say how the model takes the texts of a request; None for tensors of the graph.
+    async def _finish(self, call: _Call, prepared: Prepared) -> None:
+        try:
+            call.prepared = await call.asked.finish(prepared)
+        except Exception as error:
+            self._count(call.request, error)
+            raise
+        if not call.request.is_closed:
+            call.submit()
 
-    Raises:
-        UnsupportedError: It was asked by its name for texts, and takes none.
-        UsageError: An output is asked for that there is not.
-    """
-    view = described.text
-    if view is None and is_named:
-        raise UnsupportedError(f"{name} has no task that takes texts", mend=f"Send tensors to {name}.")
-    if not is_named and (
-        not TextView.takes(inference.arrays) or any(tensor.name in inference.arrays for tensor in described.inputs)
-    ):
-        view = None
-    outputs = described.outputs if view is None else (*view.outputs, *view.pair_outputs)
-    names = [output.name for output in outputs]
-    for wish in inference.outputs or ():
-        if wish.name not in names:
-            raise UsageError(f"{name} has no output {wish.name[:80]!r}", mend=f"It has {', '.join(names) or 'none'}.")
-    return view
+    def _ask(self, request: Request, inference: Inference) -> Asked:
+        name, is_named = split_name(request.params["model"])
+        return Asked(self.service, name, is_named, request.params.get("version"), sticky_key(request), inference)
+
+    def _count(self, request: Request, error: Exception) -> None:
+        self.service.failed(split_name(request.params["model"])[0], PROTOCOL, error, received_ns=request.received_ns)
 
 
-def is_long(examples: Sequence[Example]) -> bool:
-    """Whether texts are better made tensors on another thread than the loop's."""
-    return sum(len(example.text) + len(example.text_pair or "") for example in examples) > _MAX_TEXT_ON_LOOP
+def is_json_above(limit: int, json_length: bytes | None) -> bool:
+    """Whether the JSON of a body above a size is so, too: there may be binary tensors behind it."""
+    return json_length is None or not json_length.isdigit() or len(json_length) > 12 or int(json_length) > limit
 
 
 def decompress(body: Buffer, encoding: bytes, limit: int) -> bytes:
@@ -143,70 +142,46 @@ def decompress(body: Buffer, encoding: bytes, limit: int) -> bytes:
 
 
 class _Call:
-    """One request on its way."""
+    """One request on its way.
 
-    __slots__ = (
-        "arrays",
-        "described",
-        "has_pairs",
-        "inference",
-        "is_named",
-        "job",
-        "name",
-        "request",
-        "service",
-        "view",
-    )
+    The job holds this by its callback, so that this must let go of the job: what a request holds, its body first of
+    all, is free when it is answered, and not when Python next looks for cycles.
+    """
 
-    def __init__(self, service: Service, request: Request, inference: Inference, name: str) -> None:
-        self.service = service
+    __slots__ = ("asked", "described", "identity", "job", "prepared", "request")
+
+    def __init__(self, request: Request, asked: Asked, prepared: Prepared | None) -> None:
         self.request = request
-        self.inference = inference
-        self.name = name
-        self.view: TextView | None = None
-        self.is_named = False
-        self.has_pairs = False
+        self.asked = asked
+        self.prepared = prepared
+        self.identity = asked.inference.id or request_id(request)
         self.described: Described | None = None
         self.job: Job | None = None
-        self.arrays: Mapping[str, NDArray[Any]] = {}
 
-    def expect_text(self, view: TextView, examples: Sequence[Example], *, is_named: bool) -> None:
-        """Answer with what `view` tells of the graph's outputs."""
-        self.view, self.is_named = view, is_named
-        self.has_pairs = examples[0].text_pair is not None
-
-    async def submit_long(self, examples: Sequence[Example]) -> None:
-        """Make tensors of texts on another thread, then hand them over."""
-        assert self.view is not None
-        try:
-            arrays = await asyncio.to_thread(self.view.task.encode, examples)
-        except Exception as error:
-            self.service.failed(self.name, PROTOCOL, error, received_ns=self.request.received_ns)
-            raise
-        if not self.request.is_closed:
-            self.submit(arrays)
-
-    def submit(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def submit(self) -> None:
         """Hand the tensors over."""
-        request, inference = self.request, self.inference
+        request, asked, prepared = self.request, self.asked, self.prepared
+        timeout_us = asked.inference.timeout_us
+        arrays = asked.inference.arrays if prepared is None else prepared.arrays
         first = next(iter(arrays.values()))
-        self.arrays = arrays
-        key = request.header(b"x-edgesmith-key")
-        job = self.job = Job(
+        job = Job(
             arrays,
             self.done,
             first.shape[0] if first.ndim else 1,
             request.received_ns,
-            deadline_of(request.received_ns, inference.timeout_us),
+            deadline_of(request.received_ns, timeout_us),
+            is_own_deadline=timeout_us > 0,
         )
-        model = self.service.infer(
-            self.name,
-            request.params.get("version"),
+        model = asked.service.infer(
+            asked.name,
+            asked.version if prepared is None else prepared.model.version,
             job,
             protocol=PROTOCOL,
-            key=None if key is None else key.decode("latin-1"),
-            request_id=inference.id,
+            key=asked.key,
+            request_id=self.identity,
+            is_chosen=asked.version is None,
         )
+        self.job = job
         self.described = describe_model(model)
         request.on_close(self.cancel)
 
@@ -217,21 +192,29 @@ class _Call:
 
     def done(self, job: Job) -> None:
         """Answer, or say why not."""
+        self.job = None
         outputs = job.outputs
         if job.error is not None or outputs is None:
             if not job.is_cancelled:
                 self.request.fail(job.error or RuntimeError("a job came back with neither outputs nor error"))
             return
-        if self.view is not None and sum(array.nbytes for array in outputs.values()) > _MAX_OUTPUT_ON_LOOP:
-            future = asyncio.get_running_loop().run_in_executor(None, self._make, outputs)
+        if self._is_long_to_make(outputs):
+            future = asyncio.get_running_loop().run_in_executor(None, self._make, outputs, job.arrays)
             future.add_done_callback(self._answer)
             return
         try:
-            response = self._make(outputs)
+            response = self._make(outputs, job.arrays)
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
             self.request.fail(error)
         else:
             self.request.respond(response)
+
+    def _is_long_to_make(self, outputs: Mapping[str, NDArray[Any]]) -> bool:
+        """Whether to write the answer on another thread: texts and JSON take long, bytes go as they are."""
+        inference = self.asked.inference
+        if inference.is_binary and inference.outputs is None and (self.prepared is None or self.prepared.view is None):
+            return False
+        return sum(array.nbytes for array in outputs.values()) > _MAX_OUTPUT_ON_LOOP
 
     def _answer(self, made: asyncio.Future[Response]) -> None:
         error = made.exception()
@@ -240,10 +223,10 @@ class _Call:
         else:
             self.request.respond(made.result())
 
-    def _make(self, outputs: dict[str, NDArray[Any]]) -> Response:
-        described, view = self.described, self.view
+    def _make(self, outputs: dict[str, NDArray[Any]], arrays: Mapping[str, NDArray[Any]]) -> Response:
+        described, prepared, asked = self.described, self.prepared, self.asked
         assert described is not None
-        if view is None:
-            return make_response(described, self.inference, outputs)
-        told: Mapping[str, NDArray[Any]] = view.tell(outputs, self.arrays, has_pairs=self.has_pairs)
-        return make_response(described, self.inference, told, is_text=True, is_named=self.is_named)
+        if prepared is None or prepared.view is None:
+            return make_response(described, asked.inference, outputs, self.identity)
+        told = prepared.view.tell(outputs, arrays, has_pairs=prepared.has_pairs)
+        return make_response(described, asked.inference, told, self.identity, is_text=True, is_named=asked.is_named)

@@ -16,13 +16,21 @@ from edgesmith.errors import UnsupportedError
 from serve.config import Limits
 from serve.errors import MalformedError
 from serve.http.message import Buffer
-from serve.json_text import parse_json
-from serve.protocols.oip.tensors import array_from_bytes, array_from_list, check_shape, check_size, dtype_of
+from serve.json_text import LongLists, parse_json, parse_long_json
+from serve.protocols.oip.tensors import (
+    array_from_bytes,
+    array_from_list,
+    array_from_pieces,
+    check_shape,
+    check_size,
+    dtype_of,
+)
 
 __all__ = [
     "Inference",
     "InferenceReader",
     "OutputWish",
+    "check_id",
     "check_parameters",
     "deadline_of",
     "read_classes",
@@ -32,6 +40,7 @@ __all__ = [
 _NO_PARAMETERS: Mapping[str, Any] = {}
 _MAX_TIMEOUT_US = 10**12
 _MAX_KNOWN, _MAX_KNOWN_BYTES = 256, 4096
+_MAX_ID_CHARS = 128
 
 
 @dataclass(slots=True)
@@ -92,26 +101,21 @@ class InferenceReader:
             UnsupportedError: It asks for something that this server does not do.
         """
         if json_length is None:
-            head, begin = read_head(body, self.limits), len(body)
-        else:
-            begin = _read_length(json_length, len(body))
-            text = bytes(body[:begin])
-            known = self._known.get(text)
-            head = known if known is not None else self._learn(text)
-        if head.num_bytes != len(body) - begin:
-            raise MalformedError(
-                f"the inputs have {head.num_bytes} bytes by their binary_data_size, and {len(body) - begin} bytes are "
-                "behind the JSON",
-                mend="Send the length of the JSON in the header Inference-Header-Content-Length.",
-            )
-        arrays = {}
-        for part in head.inputs:
-            if part.array is not None:
-                arrays[part.name] = part.array
-            else:
-                arrays[part.name] = array_from_bytes(part.name, part.datatype, part.shape, body, begin, part.size)
-                begin += part.size
-        return Inference(arrays, head.outputs, head.id, head.is_binary, head.timeout_us)
+            return _join(read_head(body, self.limits), body, len(body))
+        begin = _read_length(json_length, len(body))
+        text = bytes(body[:begin])
+        known = self._known.get(text)
+        return _join(known if known is not None else self._learn(text), body, begin)
+
+    def read_long(self, body: Buffer, json_length: bytes | None = None) -> Inference:
+        """Read as `read`, on any thread, and so that other threads have their turns meanwhile."""
+        begin = len(body) if json_length is None else _read_length(json_length, len(body))
+        message, lists = parse_long_json(
+            body if begin == len(body) else body[:begin], max_depth=self.limits.max_json_depth
+        )
+        head = _read_message(message, self.limits, lists)
+        lists.check()
+        return _join(head, body, begin)
 
     def _learn(self, text: bytes) -> _Head:
         head = read_head(text, self.limits)
@@ -145,24 +149,53 @@ class _Head:
     timeout_us: int
 
 
+def _join(head: _Head, body: Buffer, begin: int) -> Inference:
+    """Put together what the JSON says and the bytes behind it."""
+    if head.num_bytes != len(body) - begin:
+        raise MalformedError(
+            f"the inputs have {head.num_bytes} bytes by their binary_data_size, and {len(body) - begin} bytes are "
+            "behind the JSON",
+            mend="Send the length of the JSON in the header Inference-Header-Content-Length.",
+        )
+    arrays = {}
+    for part in head.inputs:
+        if part.array is not None:
+            arrays[part.name] = part.array
+        else:
+            arrays[part.name] = array_from_bytes(part.name, part.datatype, part.shape, body, begin, part.size)
+            begin += part.size
+    return Inference(arrays, head.outputs, head.id, head.is_binary, head.timeout_us)
+
+
 def read_head(text: Buffer, limits: Limits) -> _Head:
     """Read the JSON of a request; see `InferenceReader.read`."""
-    message = parse_json(text, max_depth=limits.max_json_depth)
+    return _read_message(parse_json(text, max_depth=limits.max_json_depth), limits, None)
+
+
+def _read_message(message: object, limits: Limits, lists: LongLists | None) -> _Head:
     if type(message) is not dict:
         raise MalformedError("the body is no JSON object", mend='Send {"inputs": […]}.')
     parameters = _parameters(message, "request")
-    inputs = _read_inputs(message.get("inputs"), limits)
-    identifier = message.get("id", "")
-    if type(identifier) is not str:
-        raise MalformedError("the id of a request is a text")
+    inputs = _read_inputs(message.get("inputs"), limits, lists)
     return _Head(
         inputs,
         sum(part.size for part in inputs),
         _read_outputs(message.get("outputs")),
-        identifier,
+        check_id(message.get("id", "")),
         _flag(parameters, "binary_data_output") or False,
         read_timeout(parameters),
     )
+
+
+def check_id(identifier: object) -> str:
+    """Give a request's id, which is kept for as long as somebody may say how good its answer was.
+
+    Raises:
+        MalformedError: It is no text, too long, or not fit for a header and a log.
+    """
+    if type(identifier) is not str or len(identifier) > _MAX_ID_CHARS or not identifier.isprintable():
+        raise MalformedError(f"the id of a request is a text of at most {_MAX_ID_CHARS} printable characters")
+    return identifier
 
 
 def deadline_of(received_ns: int, timeout_us: int) -> int | None:
@@ -219,7 +252,7 @@ def _flag(parameters: Mapping[str, Any], name: str) -> bool | None:
     return value
 
 
-def _read_inputs(inputs: object, limits: Limits) -> tuple[_Part, ...]:
+def _read_inputs(inputs: object, limits: Limits, lists: LongLists | None) -> tuple[_Part, ...]:
     if type(inputs) is not list or not inputs:
         raise MalformedError("the request has no inputs", mend='Send {"inputs": […]}.')
     parts: dict[str, _Part] = {}
@@ -229,11 +262,11 @@ def _read_inputs(inputs: object, limits: Limits) -> tuple[_Part, ...]:
         name = entry.get("name")
         if type(name) is not str or name in parts:
             raise MalformedError("every input needs a name of its own")
-        parts[name] = _read_input(name, entry, limits)
+        parts[name] = _read_input(name, entry, limits, lists)
     return tuple(parts.values())
 
 
-def _read_input(name: str, entry: dict[str, Any], limits: Limits) -> _Part:
+def _read_input(name: str, entry: dict[str, Any], limits: Limits, lists: LongLists | None) -> _Part:
     datatype, shape = entry.get("datatype"), entry.get("shape")
     dtype = dtype_of(name, datatype)
     count = check_shape(name, shape, limits.max_rows)
@@ -242,7 +275,12 @@ def _read_input(name: str, entry: dict[str, Any], limits: Limits) -> _Part:
     parameters = _parameters(entry, "input")
     if "binary_data_size" not in parameters:
         check_parameters(f"the input {name!r}", parameters)
-        array = array_from_list(name, datatype, shape, count, entry.get("data"))
+        data = entry.get("data")
+        pieces = None if lists is None else lists.pieces(data)
+        if pieces is None:
+            array = array_from_list(name, datatype, shape, count, data)
+        else:
+            array = array_from_pieces(name, datatype, shape, count, pieces)
         return _Part(name, datatype, tuple(shape), array)
     size = parameters["binary_data_size"]
     if type(size) is not int or size < 0:

@@ -24,6 +24,7 @@ __all__ = [
     "Tensor",
     "array_from_bytes",
     "array_from_list",
+    "array_from_pieces",
     "bytes_of_array",
     "check_shape",
     "check_size",
@@ -54,6 +55,7 @@ run from NumPy arrays."""
 
 MAX_RANK = 32
 _SMALL_BYTES = 4096  # below, a copy costs less than a view
+_PIECE = 1 << 16  # values that are turned into an array, or into JSON, at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +180,44 @@ def array_from_list(name: str, datatype: str, shape: Sequence[int], count: int, 
         flat = _flatten(name, data, shape)
     if len(flat) != count:
         raise MalformedError(f"the input {name!r} has {len(flat)} values; its shape {list(shape)} asks for {count}")
+    if count > _PIECE:  # so that other threads have their turns in between
+        pieces = (flat[begin : begin + _PIECE] for begin in range(0, count, _PIECE))
+        return array_from_pieces(name, datatype, shape, count, pieces)
+    return _leaves(name, datatype, flat).reshape(shape)
+
+
+def array_from_pieces(
+    name: str, datatype: str, shape: Sequence[int], count: int, pieces: Iterable[list[Any]]
+) -> NDArray[Any]:
+    """Make an array of flat JSON data that come in pieces; as `array_from_list`.
+
+    Args:
+        name: For messages.
+        datatype: One of `DATATYPES`.
+        shape: Checked by `check_shape`.
+        count: Its product.
+        pieces: One after the other.
+
+    Raises:
+        MalformedError: The values are of another type, out of range, too many or too few.
+    """
+    arrays: list[NDArray[Any]] = []
+    num_values = 0
+    for piece in pieces:
+        num_values += len(piece)
+        if num_values <= count:
+            arrays.append(_leaves(name, datatype, piece))
+    if num_values != count:
+        raise MalformedError(f"the input {name!r} has {num_values} values; its shape {list(shape)} asks for {count}")
+    return np.concatenate(arrays).reshape(shape)
+
+
+def _leaves(name: str, datatype: str, flat: list[Any]) -> NDArray[Any]:
     strange = set(map(type, flat)) - _LEAVES.get(datatype, _INT)
     if strange:
         kinds = ", ".join(sorted(_JSON_NAMES.get(kind, kind.__name__) for kind in strange))
         raise MalformedError(f"the input {name!r} is {datatype} and holds {kinds}")
-    if datatype == "BYTES":
-        return _object_array(flat).reshape(shape)
-    return _numbers(name, datatype, flat).reshape(shape)
+    return _object_array(flat) if datatype == "BYTES" else _numbers(name, datatype, flat)
 
 
 _JSON_NAMES = {str: "texts", float: "fractions", bool: "true or false", type(None): "null", dict: "objects"}
@@ -286,7 +319,11 @@ def json_of_array(array: NDArray[Any]) -> bytes:
     """Write an array's values as a flat JSON list. JSON has no NaN and no infinity: they become null."""
     if array.dtype.kind in "OUS":
         return dump_json([_text(value) for value in array.ravel().tolist()])
-    return dump_json(array.ravel())
+    flat = array.ravel()
+    if len(flat) <= _PIECE:
+        return dump_json(flat)
+    pieces = (dump_json(flat[begin : begin + _PIECE])[1:-1] for begin in range(0, len(flat), _PIECE))
+    return b"[%b]" % b",".join(pieces)
 
 
 def _text(value: object) -> str:

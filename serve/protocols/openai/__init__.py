@@ -12,6 +12,8 @@ from serve.service import Service
 
 __all__ = ["routes"]
 
+_MAX_TEXTS_BYTES = 8 << 20
+
 
 def routes(service: Service) -> list[Route]:
     """The routes below `/v1`."""
@@ -20,5 +22,5 @@ def routes(service: Service) -> list[Route]:
         make_route(service, "GET", "/v1/models/{model}", show_model),
         make_route(service, "POST", "/v1/completions", complete),
         make_route(service, "POST", "/v1/chat/completions", chat),
-        make_route(service, "POST", "/v1/embeddings", embed),
+        make_route(service, "POST", "/v1/embeddings", embed, max_body_bytes=_MAX_TEXTS_BYTES),
     ]

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from serve.errors import EngineFailedError, describe_failure
+from serve.errors import EngineFailedError
+from serve.http.failures import tell_failure
 from serve.http.message import Response, Stream
 from serve.json_text import dump_json
 from serve.models.job import GenerationJob
@@ -57,12 +58,14 @@ async def answer(
     try:
         writing.begin(prompts, max_tokens)
         await writing.finished
+        writing.send()
     except BaseException:
         writing.leave()
         raise
     finally:
         call.request.on_close(None)
-    writing.send()
+        writing.choices.clear()  # they hold jobs that hold `writing`
+        del writing  # which holds the error that holds this frame
 
 
 class _Writing:
@@ -115,6 +118,7 @@ class _Writing:
                     key=sticky_key(call.request),
                     request_id=call.identity,
                     is_chosen=call.version is None,
+                    counts=index == 0,
                 )
 
     def leave(self) -> None:
@@ -127,9 +131,9 @@ class _Writing:
             self.finished.exception()  # looked at, so that nothing is logged where nobody waits for it
 
     def _take(self, index: int, chunk: TextChunk) -> None:
-        choice = self.choices[index]
         if self.finished.done():
             return
+        choice = self.choices[index]
         if not self.wanted.is_stream:
             choice.texts.append(chunk.text)
             choice.logprobs.extend(chunk.logprobs)
@@ -140,10 +144,9 @@ class _Writing:
             self._write([self.form.piece(index, chunk.text, chunk.logprobs)])
 
     def _done(self, index: int, job: GenerationJob) -> None:
-        choice = self.choices[index]
-        choice.is_done = True
         if self.finished.done():
             return
+        self.choices[index].is_done = True
         if job.error is not None or job.finish_reason is None:
             self._fail(job.error or EngineFailedError("the answer was dropped before it ended"))
             return
@@ -175,11 +178,11 @@ class _Writing:
         """One choice failed, and so the request: before the first token by its status, later by an event."""
         if self.stream is None:
             for choice in self.choices:
-                if choice.job is not None:
+                if choice.job is not None and not choice.is_done:
                     choice.job.is_cancelled = True
             self.finished.set_exception(error)
             return
-        status, reason, message = describe_failure(error)
+        status, reason, message = tell_failure(error)
         self.stream.write(b"data: " + dump_json(error_object(status, reason, message)) + b"\n\n")
         self.stream.end()
         self.leave()
@@ -201,7 +204,11 @@ class _Writing:
         self.call.request.respond(Response(body=body, headers=answer_headers(self.call.identity, self.model)))
 
     def _usage(self) -> dict[str, Any]:
-        """A prompt is counted once, however many answers there are to it."""
+        """A prompt is counted once, however many answers there are to it.
+
+        Of answers every token is counted that was generated, as OpenAI bills them: the one that ends a text too, which
+        has no text and so stands in no log-probabilities, and those that a stop string cuts off.
+        """
         jobs = [choice.job for choice in self.choices if choice.job is not None]
         prompts = jobs[:: self.wanted.num_choices]
         return usage_object(

@@ -20,7 +20,7 @@ from serve.protocols.openai.messages import read_messages
 from serve.protocols.openai.options import IGNORED, KNOWN, read_wanted
 from serve.protocols.openai.prompts import check_size, settle_length
 from serve.protocols.openai.response_format import read_response_format
-from serve.protocols.workers import workers
+from serve.protocols.text_models import prepare_prompts
 from serve.service import Service
 
 __all__ = ["chat"]
@@ -44,7 +44,7 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
 
 async def chat(service: Service, request: Request, asked: Asked) -> Run:
     """Read and check a request; what comes back answers it."""
-    fields = Fields(json_body(service, request), known=_KNOWN, ignored=_IGNORED)
+    fields = Fields(await json_body(service, request), known=_KNOWN, ignored=_IGNORED)
     call = make_call(service, request, fields, asked)
     messages = read_messages(fields.get("messages"))
     fields.refuse(_REFUSED, "is not supported by this server")
@@ -53,12 +53,12 @@ async def chat(service: Service, request: Request, asked: Asked) -> Run:
         fields,
         service.limits,
         num_logprobs=num_logprobs,
-        json_schema=read_response_format(fields.get("response_format")),
+        json_schema=await read_response_format(fields.get("response_format")),
         length_names=("max_completion_tokens", "max_tokens"),
     )
     model = writing_model(call)
     check_size(model, sum(len(message["content"]) for message in messages), param="messages")
-    prompt, num_prompt = await workers("prompts").run(lambda: _render(model, messages))
+    model, (prompt, num_prompt) = await prepare_prompts(call, model, lambda one: _render(one, messages))
     most = settle_length(model, num_prompt, wanted.max_tokens, most=service.limits.max_tokens, param="messages")
     form = ChatForm(has_logprobs=num_logprobs is not None)
     return lambda: answer(call, model, [prompt], [most], wanted, form)

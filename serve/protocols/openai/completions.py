@@ -15,7 +15,7 @@ from serve.protocols.openai.forms import CompletionForm
 from serve.protocols.openai.handling import Asked, Run, json_body, make_call, writing_model
 from serve.protocols.openai.options import IGNORED, KNOWN, read_wanted
 from serve.protocols.openai.prompts import check_size, settle_length
-from serve.protocols.workers import workers
+from serve.protocols.text_models import prepare_prompts
 from serve.service import Service
 
 __all__ = ["complete"]
@@ -28,7 +28,7 @@ _KNOWN = KNOWN | {"prompt", "echo", "suffix", "best_of"}
 
 async def complete(service: Service, request: Request, asked: Asked) -> Run:
     """Read and check a request; what comes back answers it."""
-    fields = Fields(json_body(service, request), known=_KNOWN, ignored=IGNORED)
+    fields = Fields(await json_body(service, request), known=_KNOWN, ignored=IGNORED)
     call = make_call(service, request, fields, asked)
     prompts = _prompts(fields)
     num_logprobs = fields.whole("logprobs", 0, _MAX_LOGPROBS)
@@ -47,7 +47,7 @@ async def complete(service: Service, request: Request, asked: Asked) -> Run:
     model = writing_model(call)
     for prompt in prompts:
         check_size(model, len(prompt), param="prompt")
-    counts = await workers("prompts").run(lambda: [model.count_tokens(prompt) for prompt in prompts])
+    model, counts = await prepare_prompts(call, model, lambda one: [one.count_tokens(prompt) for prompt in prompts])
     most = wanted.max_tokens
     lengths = [
         settle_length(model, count, most, most=min(DEFAULT_MAX_TOKENS, service.limits.max_tokens), param="prompt")
@@ -66,8 +66,12 @@ def _prompts(fields: Fields) -> list[str]:
     prompts = [value] if isinstance(value, str) else value
     if not isinstance(prompts, list) or not prompts:
         raise wrong_type("prompt", value, "a string or a list of strings, not an empty one")
-    if all(type(one) is int or isinstance(one, list) for one in prompts):
+    if type(prompts[0]) is int or isinstance(prompts[0], list):
         raise ParameterError("prompts of token numbers are not supported by this server; send texts", param="prompt")
+    if len(prompts) > MAX_PROMPTS:
+        raise ParameterError(
+            f"{len(prompts)} prompts are too many; at most {MAX_PROMPTS} are taken at a time", param="prompt"
+        )
     for index, one in enumerate(prompts):
         if not isinstance(one, str):
             raise wrong_type(f"prompt[{index}]", one, "a string")

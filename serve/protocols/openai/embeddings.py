@@ -6,14 +6,12 @@ Source: OpenAI API reference, "Embeddings".
 from __future__ import annotations
 
 import base64
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesmith.errors import EdgesmithError
 from edgesmith.tasks import FeatureExtraction, ServedTask
 from serve.http.message import Request, Response
 from serve.json_text import dump_json
@@ -22,10 +20,10 @@ from serve.models.text_model import TextModel
 from serve.protocols.identity import answer_headers
 from serve.protocols.openai.errors import ParameterError
 from serve.protocols.openai.fields import Fields, wrong_type
-from serve.protocols.openai.handling import PROTOCOL, Asked, Run, json_body, make_call
+from serve.protocols.openai.handling import Asked, Run, json_body, make_call
 from serve.protocols.openai.prompts import check_size
 from serve.protocols.rows import Call, Input, choose_model, run_inputs, task_of
-from serve.protocols.workers import workers
+from serve.protocols.text_models import make_vectors
 from serve.service import Service
 
 __all__ = ["embed"]
@@ -36,7 +34,7 @@ _ENCODINGS = ("float", "base64")
 async def embed(service: Service, request: Request, asked: Asked) -> Run:
     """Read and check a request; what comes back answers it."""
     fields = Fields(
-        json_body(service, request), known={"model", "input", "encoding_format", "dimensions"}, ignored={"user"}
+        await json_body(service, request), known={"model", "input", "encoding_format", "dimensions"}, ignored={"user"}
     )
     call = make_call(service, request, fields, asked)
     texts = _texts(fields, service.limits.max_rows)
@@ -83,7 +81,7 @@ def _texts(fields: Fields, most: int) -> list[str]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not texts:
         raise wrong_type("input", value, "a string or a list of strings, not an empty one")
-    if all(type(one) is int or isinstance(one, list) for one in texts):
+    if type(texts[0]) is int or isinstance(texts[0], list):
         raise ParameterError("inputs of token numbers are not supported by this server; send texts", param="input")
     if len(texts) > most:
         raise ParameterError(f"input has {len(texts)} texts; at most {most} are taken at a time", param="input")
@@ -100,24 +98,9 @@ async def _vectors(
 ) -> tuple[GraphModel | TextModel, list[NDArray[np.float32]], int]:
     """Who answered, the vectors, and the tokens that were read for them."""
     if isinstance(model, TextModel):
-        return await _text_model_vectors(call, model, texts)
+        return await make_vectors(call, model, texts)
     answering, pairs = await run_inputs(call, model, texts, _reduce)
     return answering, [vector for vector, _ in pairs], sum(count for _, count in pairs)
-
-
-async def _text_model_vectors(
-    call: Call, model: TextModel, texts: Sequence[str]
-) -> tuple[TextModel, list[NDArray[np.float32]], int]:
-    """Of a language model, whose vectors are no job that would be counted."""
-    try:
-        rows = await model.embed(texts)
-        counts = await workers("prompts").run(lambda: [model.count_tokens(text) for text in texts])
-    except EdgesmithError as error:
-        call.service.failed(call.name, PROTOCOL, error, received_ns=call.request.received_ns)
-        raise
-    duration_ns = time.monotonic_ns() - call.request.received_ns
-    call.service.metrics.count_request(model.name, model.version, PROTOCOL, "ok", duration_ns)
-    return model, list(rows), sum(counts)
 
 
 def _reduce(

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from serve.errors import ModelNotFoundError, OverloadedError, RequestError, describe_failure
+from serve.errors import ModelNotFoundError, OverloadedError, RequestError
+from serve.http.failures import tell_failure
 from serve.http.message import Response
 from serve.json_text import dump_json
 
@@ -59,7 +60,7 @@ def error_body(status: int, reason: str, message: str) -> Response:
 
 def error_response(error: RequestError | Exception) -> Response:
     """Answer with an error of this project."""
-    status, reason, message = describe_failure(error)
+    status, reason, message = tell_failure(error)
     match error:
         case OverloadedError():
             return _response(429, error_object(429, reason, message), retry_after_s=error.retry_after_s)

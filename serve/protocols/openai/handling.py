@@ -16,11 +16,13 @@ from serve.protocols.identity import request_id
 from serve.protocols.openai.errors import ParameterError, error_body, error_response
 from serve.protocols.openai.fields import Fields
 from serve.protocols.rows import Call, ClientGoneError, choose_model
+from serve.protocols.workers import LARGE_BODY_BYTES, workers
 from serve.service import Service
 
 __all__ = ["PROTOCOL", "Asked", "Prepare", "Run", "json_body", "make_call", "make_route", "writing_model"]
 
 PROTOCOL = "openai"
+_MAX_BODY_BYTES = 4 << 20  # more than any context holds
 Run: TypeAlias = Callable[[], Awaitable[None]]
 """Hands a prepared request to its model, which counts it, and answers."""
 Prepare: TypeAlias = Callable[[Service, Request, "Asked"], Awaitable[Run]]
@@ -38,7 +40,9 @@ class Asked:
     model: str | None = None
 
 
-def make_route(service: Service, method: str, pattern: str, prepare: Prepare) -> Route:
+def make_route(
+    service: Service, method: str, pattern: str, prepare: Prepare, *, max_body_bytes: int = _MAX_BODY_BYTES
+) -> Route:
     """A route whose errors are in OpenAI's form."""
 
     async def handle(request: Request) -> None:
@@ -59,10 +63,10 @@ def make_route(service: Service, method: str, pattern: str, prepare: Prepare) ->
             request.respond(error_response(error))
 
     handler: Handler = handle
-    return Route(method, pattern, handler, access="user", protocol=PROTOCOL, error_body=error_body)
+    return Route(method, pattern, handler, "user", PROTOCOL, error_body, max_body_bytes)
 
 
-def json_body(service: Service, request: Request) -> Any:
+async def json_body(service: Service, request: Request) -> Any:
     """The body, parsed.
 
     Raises:
@@ -70,7 +74,10 @@ def json_body(service: Service, request: Request) -> Any:
     """
     if not len(request.body):
         raise MalformedError("the body is empty", mend="Send a JSON object.")
-    return parse_json(request.body, max_depth=service.limits.max_json_depth)
+    body, most = request.body, service.limits.max_json_depth
+    if len(body) > LARGE_BODY_BYTES:
+        return await workers().run(lambda: parse_json(body, max_depth=most))
+    return parse_json(body, max_depth=most)
 
 
 def make_call(service: Service, request: Request, fields: Fields, asked: Asked) -> Call:

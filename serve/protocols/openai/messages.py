@@ -15,6 +15,7 @@ _TEMPLATE_ROLES: Mapping[str, str] = {"developer": "system"}  # what it was call
 _KEPT = ("name", "tool_call_id", "tool_calls")
 _EMPTY = frozenset({"audio", "function_call", "refusal", "annotations"})
 _MAX_MESSAGES = 4096
+_MAX_PARTS = 16384
 _PART_TEXTS: Mapping[str, str] = {"text": "text", "refusal": "refusal"}
 
 
@@ -30,7 +31,16 @@ def read_messages(value: Any) -> list[dict[str, Any]]:
         raise wrong_type("messages", value, "a list of objects")
     if not 1 <= len(value) <= _MAX_MESSAGES:
         raise ParameterError(f"messages has {len(value)} of them; 1 to {_MAX_MESSAGES} are taken", param="messages")
+    num_parts = sum(len(content) for one in value if isinstance(content := _content_of(one), list))
+    if num_parts > _MAX_PARTS:
+        raise ParameterError(
+            f"the messages have {num_parts:,} parts; at most {_MAX_PARTS:,} are taken", param="messages"
+        )
     return [_read_message(message, f"messages[{index}]") for index, message in enumerate(value)]
+
+
+def _content_of(message: Any) -> Any:
+    return message.get("content") if isinstance(message, dict) else None
 
 
 def _read_message(message: Any, place: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from edgesmith.errors import UsageError
 from serve.config import Limits
 from serve.protocols.openai.errors import ParameterError
 from serve.protocols.openai.fields import Fields, wrong_type
+from serve.protocols.openai.response_format import MAX_GRAMMAR_BYTES
 from serve.runtime.generation import Sampling
 
 __all__ = ["IGNORED", "KNOWN", "REFUSED", "Wanted", "read_wanted"]
@@ -86,6 +87,10 @@ def read_wanted(
     grammar = fields.text("grammar")
     if grammar is not None and json_schema is not None:
         raise ParameterError("grammar and response_format are both given; give one of them", param="grammar")
+    if grammar is not None and len(grammar) > MAX_GRAMMAR_BYTES:
+        raise ParameterError(
+            f"the grammar has {len(grammar):,} characters; at most {MAX_GRAMMAR_BYTES:,} are taken", param="grammar"
+        )
     lengths = [fields.whole(name, 1, limits.max_tokens) for name in length_names]
     is_stream = fields.flag("stream")
     return Wanted(
@@ -122,14 +127,13 @@ def _stop(fields: Fields) -> tuple[str, ...]:
     if value is None:
         return ()
     texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts[: _MAX_STOPS + 1]):
         raise wrong_type("stop", value, "a string or a list of strings")
+    if len(texts) > _MAX_STOPS:
+        raise ParameterError(f"stop has {len(texts)} strings; at most {_MAX_STOPS} are taken", param="stop")
     texts = [text for text in texts if text]  # as OpenAI takes an empty one: for none
-    if len(texts) > _MAX_STOPS or any(len(text) > _MAX_STOP_CHARS for text in texts):
-        raise ParameterError(
-            f"stop has {len(texts)} strings; at most {_MAX_STOPS} of {_MAX_STOP_CHARS} characters are taken",
-            param="stop",
-        )
+    if any(len(text) > _MAX_STOP_CHARS for text in texts):
+        raise ParameterError(f"a string of stop has more than {_MAX_STOP_CHARS} characters", param="stop")
     return tuple(texts)
 
 

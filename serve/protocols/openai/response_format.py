@@ -9,16 +9,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgesmith.errors import UnsupportedError
+from serve.json_text import dump_json
 from serve.protocols.openai.errors import ParameterError
 from serve.protocols.openai.fields import Fields, wrong_type
+from serve.protocols.workers import workers
 from serve.runtime.json_grammar import json_schema_to_grammar
 
-__all__ = ["read_response_format"]
+__all__ = ["MAX_GRAMMAR_BYTES", "read_response_format"]
+
+MAX_GRAMMAR_BYTES = 64 << 10
+"""Of a schema or grammar: what it takes to turn one into rules grows faster than its size."""
 
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
-def read_response_format(value: Any) -> Mapping[str, Any] | None:
+async def read_response_format(value: Any) -> Mapping[str, Any] | None:
     """The schema that an answer follows; None for free text.
 
     A schema is kept whether `strict` is said or not: what the grammar lets through is always of the schema.
@@ -36,7 +41,7 @@ def read_response_format(value: Any) -> Mapping[str, Any] | None:
         case "json_object":
             return _ANY_OBJECT
         case "json_schema":
-            return _read_schema(value.get("json_schema"))
+            return await _read_schema(value.get("json_schema"))
     raise ParameterError(
         f"Invalid value: {str(value.get('type'))[:60]!r}. Supported values are: 'text', 'json_object', 'json_schema'.",
         param="response_format.type",
@@ -44,7 +49,7 @@ def read_response_format(value: Any) -> Mapping[str, Any] | None:
     )
 
 
-def _read_schema(value: Any) -> Mapping[str, Any]:
+async def _read_schema(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise wrong_type("response_format.json_schema", value, "an object")
     inner = Fields(value, known={"schema", "strict"}, ignored={"name", "description"})
@@ -54,8 +59,10 @@ def _read_schema(value: Any) -> Mapping[str, Any]:
         return _ANY_OBJECT
     if not isinstance(schema, dict):
         raise wrong_type("response_format.json_schema.schema", schema, "an object")
+    if (size := len(dump_json(schema))) > MAX_GRAMMAR_BYTES:
+        raise _invalid(f"the JSON schema has {size:,} bytes; at most {MAX_GRAMMAR_BYTES:,} are taken", "")
     try:
-        json_schema_to_grammar(schema)
+        await workers("prompts").run(lambda: json_schema_to_grammar(schema))
     except UnsupportedError as error:
         raise _invalid(error.message, error.mend) from error
     except TypeError as error:  # such as a type that is an object

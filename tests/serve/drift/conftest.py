@@ -18,7 +18,7 @@ from serve.runtime import Engine, open_engine
 from tests.serve.models_built import AXES, FLOAT, HIDDEN, INT64, classifier_folder, save
 from tests.serve.models_built import classifier as classifier_graph
 
-NUM_REFERENCE = 500
+NUM_REFERENCE = 1000
 
 
 def encoder(vocabulary_size: int) -> onnx.GraphProto:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +13,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from edgesmith.errors import UsageError
 from edgesmith.tasks import Task
 from serve.drift import DriftMonitor, DriftSettings, Reference, drift_families, make_reference, make_text_reference
+from serve.drift.features import given_values, log_shares
+from serve.drift.making import _describe, _Vocabulary
 from serve.drift.windows import Window, look_at
 from serve.models.job import GenerationJob, Job
 from serve.runtime import Engine
@@ -70,7 +74,7 @@ def test_other_text_is_an_alarm_and_the_usual_text_ends_it(
     assert abs(since - time.time()) < 60
     served.answer(manual[260:600])
     assert served.monitor.report()["since"] == since
-    served.answer(news[600:1200])
+    served.answer(news[NUM_REFERENCE + 100 : NUM_REFERENCE + 700])
     assert (served.monitor.state, served.monitor.report()["since"]) == ("ok", None)
     assert served.monitor.num_alarms >= 1
 
@@ -92,7 +96,7 @@ def test_unknown_characters_are_an_alarm(
     classifier: tuple[Engine, Task], reference: Reference, news: list[str]
 ) -> None:
     served = Served(*classifier, reference)
-    served.answer([f"{text} ⚙ ⚙" for text in news[600:860]])
+    served.answer([f"{text} ⚙ ⚙" for text in news[NUM_REFERENCE : NUM_REFERENCE + 260]])
     assert "unknown" in served.alarms()
 
 
@@ -113,9 +117,12 @@ def test_prompts_of_a_language_model_are_watched(news: list[str], manual: list[s
 
     now_ns = 1
     monitor = DriftMonitor(
-        make_text_reference(tokenize, news[:500]), tokenize=tokenize, settings=SETTINGS, clock_ns=lambda: now_ns
+        make_text_reference(tokenize, news[:NUM_REFERENCE]),
+        tokenize=tokenize,
+        settings=SETTINGS,
+        clock_ns=lambda: now_ns,
     )
-    for texts, state in ((news[500:900], "ok"), (manual[:600], "alarm")):
+    for texts, state in ((news[NUM_REFERENCE : NUM_REFERENCE + 400], "ok"), (manual[:600], "alarm")):
         for text in texts:
             now_ns += STEP_NS
             monitor.observe(GenerationJob(text, 1, lambda chunk: None, lambda job: None, 0, finished_ns=now_ns))
@@ -148,6 +155,42 @@ def test_false_alarms_within_a_day_come_no_oftener_than_is_said(reference: Refer
         days_with_alarm += has_alarm
     # 18 would be as said, 3.5 the standard deviation.
     assert days_with_alarm <= 29
+
+
+@pytest.mark.parametrize("kind", ["zipf", "flat"])
+@pytest.mark.parametrize(("num_reference", "num_window"), [(100, 300), (100, 2000), (300, 2000)])
+def test_a_reference_made_anew_each_time_differs_no_oftener_than_is_said(
+    kind: str, num_reference: int, num_window: int
+) -> None:
+    """Rows of one distribution, through the whole making: what it chooses by looking at its rows is in the figures."""
+    rng = np.random.default_rng(7)
+    shares = np.cumsum(1 / np.arange(1, 5001) if kind == "zipf" else np.ones(5000))
+
+    def drawn(num: int) -> tuple[list[Any], Any]:
+        lengths = rng.integers(5, 40, num)
+        tokens = np.searchsorted(shares / shares[-1], rng.random(lengths.sum()))
+        return np.split(tokens, np.cumsum(lengths)[:-1]), rng.normal(size=num)
+
+    num_trials, level = 40, 0.01
+    p_values: dict[str, list[float]] = {}
+    for _ in range(num_trials):
+        rows, confidences = drawn(num_reference)
+        made = _describe(rows, [{"confidence": one, "label": one * 30 // 1} for one in confidences],
+                         _Vocabulary(ignored=np.zeros(0, np.int64), unknown_id=None), "logits", ())  # fmt: skip
+        window, logs = Window(made), log_shares(made.bucket_counts)
+        rows, confidences = drawn(num_window)
+        for row, one in zip(rows, confidences, strict=True):
+            values = given_values(
+                row, ignored=made.ignored, unknown_id=None, logs=logs, draw=random.Random(int(row[0]))
+            )
+            window.add(values | {"confidence": one, "label": one * 30 // 1})
+        for look in look_at(window, made, DriftSettings()):
+            p_values.setdefault(look.feature.name, []).append(look.difference.p_value)
+    assert {"length", "surprise", "token", "label", "confidence"} == set(p_values)
+    for name, found in p_values.items():
+        # 0.4 are expected of 40; more than 4 come about once in ten thousand times.
+        assert sum(p_value <= level for p_value in found) <= 4, (name, sorted(found)[:6])
+        assert min(found) > 1e-6, name
 
 
 def test_few_rows_are_no_verdict(classifier: tuple[Engine, Task], reference: Reference, manual: list[str]) -> None:
@@ -192,7 +235,7 @@ def test_the_thread_does_the_work(classifier: tuple[Engine, Task], reference: Re
     monitor.start()
     arrays = task.encode(["Shares fell."])
     monitor.observe(Job(arrays, lambda job: None, 1, 0, finished_ns=time.monotonic_ns(), outputs=engine.run(arrays)))
-    monitor.close()
+    monitor.close(timeout_s=20)
     monitor.close()
     assert monitor.num_rows == 1
 
@@ -228,3 +271,39 @@ def test_metrics_name_the_features_in_alarm(
     text = generate_latest(registry).decode()
     assert 'edgesmith_drift_alarm{feature="surprise",model="news",version="1"} 1.0' in text
     assert 'edgesmith_drift_windows_total{model="news",version="1"} 1.0' in text
+
+
+def test_what_waits_holds_one_row_and_not_its_batch(classifier: tuple[Engine, Task], reference: Reference) -> None:
+    monitor = DriftMonitor(reference, classifier[1], clock_ns=lambda: 1)
+    given = {"input_ids": np.ones((64, 128), np.int64)}
+    outputs = {"logits": np.ones((64, 3), np.float32), "other": np.float32(3), "pooled": np.ones(3, np.float32)}
+    outputs = {name: np.asarray(array) for name, array in outputs.items()}
+    image = {"pixels": np.zeros((1, 1 << 22), np.float32)}
+    for number, arrays in enumerate((given, image)):
+        job = Job(arrays, lambda job: None, len(next(iter(arrays.values()))), 0, outputs=outputs)
+        job.finished_ns = 1 + number * 10**9
+        monitor.observe(job)
+    held = [array for seen, _ in monitor._seen for arrays in seen for array in arrays.values()]  # type: ignore[union-attr]
+    assert all(array.base is None for array in held)
+    assert sum(array.nbytes for array in held) == 128 * 8 + 3 * 4
+    monitor.work()
+    assert (monitor.num_rows, monitor.num_unread) == (1, 1)
+
+
+def test_closing_does_not_wait_for_what_the_thread_is_at(classifier: tuple[Engine, Task], reference: Reference) -> None:
+    is_at_work, may_end = threading.Event(), threading.Event()
+
+    def tokenize(text: str) -> list[int]:
+        is_at_work.set()
+        assert may_end.wait(20)
+        return [1, 2, 3]
+
+    monitor = DriftMonitor(reference, tokenize=tokenize)
+    monitor.start()
+    monitor.observe(GenerationJob("a", 1, lambda chunk: None, lambda job: None, 0, finished_ns=time.monotonic_ns()))
+    assert is_at_work.wait(20)
+    monitor.close()  # would never come back if it waited: the thread is let go afterwards
+    assert monitor.num_rows == 0
+    may_end.set()
+    monitor.close(timeout_s=20)
+    assert monitor.num_rows == 1

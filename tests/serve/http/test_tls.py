@@ -118,3 +118,19 @@ def test_ipv6_address_is_served(host: str) -> None:
             sock.sendall(b"GET / HTTP/1.1\r\nHost: [::1]\r\n\r\n")
             assert sock.recv(1000).startswith(b"HTTP/1.1 200")
         assert peers == ["::1"]
+
+
+@pytest.mark.parametrize("factory", [uvloop.new_event_loop, asyncio.new_event_loop], ids=["uvloop", "asyncio"])
+def test_connections_that_never_shake_hands_are_few_and_keep_nobody_out(
+    pair: tuple[Path, Path], factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    trust = ssl.create_default_context(cafile=str(pair[0]))
+    with serving(ROUTES, Limits(max_connections=8), tls=make_tls_context(*pair), loop_factory=factory) as live:
+        silent = [live.connect() for _ in range(60)]
+        assert live.connect(tls=trust).request("GET", "/").body == b"hello"
+        acceptor = live.server._acceptor
+        assert acceptor is not None
+        assert len(acceptor.pending) <= 16
+        for client in silent[:40]:
+            assert client.is_closed()
+        live.wait_until(lambda: live.server.counters.connections == 1)

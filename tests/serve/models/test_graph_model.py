@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -14,8 +17,9 @@ from edgesmith.tasks import Task, load_task, sample_texts
 from serve.config import ModelSpec
 from serve.errors import DeadlineError, EngineFailedError, NotReadyError, OverloadedError
 from serve.models.executor import AbandonedError
-from serve.models.graph_model import GraphModel, share_threads
+from serve.models.graph_model import GraphModel
 from serve.models.job import Job
+from serve.models.shares import share_threads
 from serve.runtime import choose_threads, open_engine
 from tests.serve.models.models_run import ask, doubling, floats, row_sum, serving, submit
 
@@ -173,8 +177,67 @@ def test_the_models_deadline_holds_for_requests_that_state_none(doubler: Artifac
             first = submit(model, {"x": floats(1, 3)})[1]
             await held.entered()
             assert isinstance((await ask(model, {"x": floats(1, 3)})).error, DeadlineError)
+            assert isinstance((await first).error, DeadlineError)  # though its run goes on
             held.gate.set()
-            assert (await first).error is None  # it had begun in time
+
+    asyncio.run(run())
+
+
+def test_a_run_that_hangs_keeps_nobody_waiting_and_its_late_result_is_dropped(doubler: Artifact) -> None:
+    async def run() -> None:
+        async with serving(doubler, max_queue=2) as (model, held):
+            held.hold()
+            late, ended = submit(model, {"x": floats(1, 3)}, deadline_ns=time.monotonic_ns() + 300_000_000)
+            await held.entered()
+            assert isinstance((await ended).error, DeadlineError)
+            assert (model.num_queued, model.num_running) == (0, 1)
+            waiting = [submit(model, {"x": floats(1, 3)})[1] for _ in range(2)]
+            with pytest.raises(OverloadedError):
+                submit(model, {"x": floats(1, 3)})
+            held.gate.set()
+            assert [job.error for job in await asyncio.gather(*waiting)] == [None, None]
+            assert isinstance(late.error, DeadlineError)
+            assert model.stats.failures == {"deadline": 1, "queue_full": 1}
+            assert (model.num_queued, model.num_running) == (0, 0)
+
+    asyncio.run(run())
+
+
+def test_clients_that_have_gone_leave_their_places_at_once(doubler: Artifact) -> None:
+    async def run() -> None:
+        async with serving(doubler, max_queue=2) as (model, held):
+            held.hold()
+            first = submit(model, {"x": floats(1, 3)})[1]
+            await held.entered()
+            for _ in range(5):
+                gone = [submit(model, {"x": floats(1, 3)}) for _ in range(2)]
+                for job, _ in gone:
+                    job.is_cancelled = True
+            live = [submit(model, {"x": floats(1, 3)})[1] for _ in range(2)]
+            assert isinstance((await gone[0][1]).error, AbandonedError)
+            assert not gone[0][0].arrays  # nothing is kept of it
+            held.gate.set()
+            assert [job.error for job in await asyncio.gather(first, *live)] == [None] * 3
+            assert held.runs == [1, 2]
+            assert model.stats.failures == {"cancelled": 10}
+
+    asyncio.run(run())
+
+
+def test_a_closed_model_is_in_no_cycle(doubler: Artifact) -> None:
+    async def run() -> None:
+        gc.collect()
+        gc.disable()
+        try:
+            async with serving(doubler) as (model, _):
+                await ask(model, {"x": floats(1, 3)})
+                found = weakref.ref(model)
+            del model
+            while any(thread.name == "m-1" for thread in threading.enumerate()):
+                await asyncio.sleep(0.001)
+            assert found() is None
+        finally:
+            gc.enable()
 
     asyncio.run(run())
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from onnx import helper
 
 import serve.models.loading
 from edgesmith.artifact import open_artifact
@@ -23,6 +24,7 @@ from serve.models.loading import Loaded, load_model
 from serve.models.memory import children_of
 from serve.runtime import open_engine
 from serve.runtime.golden import write_golden
+from tests.serve.models.models_run import doubling, graph
 from tests.serve.models_built import affine, save, write
 
 ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -193,3 +195,17 @@ def test_files_that_change_between_check_and_use_are_noticed(
     monkeypatch.setattr(serve.models.loading, "open_engine", open_changed)
     with pytest.raises((ArtifactError, StorageError), match="was changed while"):
         loaded(spec_of(golden_folder))
+
+
+def test_it_is_said_how_far_an_answer_depends_on_its_batch(tmp_path: Path) -> None:
+    nodes = [helper.make_node("ReduceMean", ["x"], ["mean"]), helper.make_node("Sub", ["x", "mean"], ["y"])]
+    mixing = graph(tmp_path / "mixing", nodes, {"x": ("batch", 3)}, {"y": ("batch", 3)})
+    apart = doubling(tmp_path / "apart", ("batch", 3))
+    said = [str(loaded(spec_of(path, max_batch_size=size)).report) for path, size in (
+        (mixing.path, 4), (mixing.path, 1), (apart.path, 4)
+    )]  # fmt: skip
+    assert ["an answer depends on its batch: other rows move it by up to" in one for one in said] == [
+        True,
+        False,
+        False,
+    ]

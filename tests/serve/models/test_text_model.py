@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -143,6 +144,38 @@ def test_a_cancelled_job_leaves_its_slot_and_is_told_once(tiny_file: Path) -> No
     asyncio.run(run())
 
 
+def test_an_engine_that_hangs_keeps_nobody_waiting_past_a_deadline(
+    tiny_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, is_inside = threading.Event(), threading.Event()
+
+    async def run() -> None:
+        async with serving(tiny_file, num_slots=1, max_queue=1) as model:
+            writer = model._scheduler._writer
+            step = writer.step
+
+            def held() -> Any:
+                is_inside.set()
+                assert gate.wait(30)
+                return step()
+
+            monkeypatch.setattr(writer, "step", held)
+            stated = ask(model, deadline_ns=time.monotonic_ns() + 500_000_000)
+            assert await asyncio.to_thread(is_inside.wait, 30)
+            gone = ask(model)
+            with pytest.raises(OverloadedError):
+                ask(model)
+            gone.job.is_cancelled = True
+            next_one = ask(model)
+            assert "complete" in str((await stated.ended).error)
+            gate.set()
+            assert (await next_one.ended).finish_reason == "length"
+            assert stated.chunks == []
+            assert model.stats.failures == {"deadline": 1, "cancelled": 1}
+
+    asyncio.run(run())
+
+
 def test_deadlines_hold_for_waiting_and_for_writing(tiny_file: Path) -> None:
     async def run() -> None:
         async with serving(tiny_file, num_slots=1, timeout_s=0.05) as model:
@@ -259,6 +292,30 @@ def test_an_engine_in_a_process_of_its_own_writes_one_text_at_a_time(tiny_file: 
         assert isinstance(refused.error, UnsupportedError)
         with pytest.raises(UnsupportedError, match="makes no vectors"):
             await model.embed(["a"])
+        await model.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+@pytest.mark.parametrize("is_isolated", [False, True])
+def test_what_was_read_to_check_an_engine_is_forgotten(tiny_file: Path, is_isolated: bool) -> None:
+    async def run() -> None:
+        spec = ModelSpec(name="other", path=tiny_file, num_slots=1)
+        options = EngineOptions(threads=1)
+        engine: Any = open_child(tiny_file, options, label="other") if is_isolated else LlamaEngine(tiny_file, options)
+        assert list(engine.generate(PROMPT, max_tokens=3))
+
+        def size() -> int:
+            if not is_isolated:
+                return len(engine._rooms())
+            lines = Path(f"/proc/{engine.process.pid}/smaps_rollup").read_text().splitlines()
+            return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
+
+        before = size()
+        model = TextModel(spec, open_artifact(tiny_file), loop=asyncio.get_running_loop(), engine=engine)
+        assert size() < before
+        assert (await ask(model).ended).num_reused_tokens == 0
         await model.close()
 
     asyncio.run(run())

@@ -68,6 +68,19 @@ def test_it_knows_what_the_engine_here_knows(engine: ChildGenerator, here: Any) 
     assert np.array_equal(engine.logits(tokens, first=1), here.logits(tokens, first=1))
 
 
+def test_what_it_read_is_forgotten_on_demand(engine: ChildGenerator) -> None:
+    process = Path(f"/proc/{engine.process.pid}/smaps_rollup")
+
+    def anonymous_kb() -> int:
+        return next(int(line.split()[1]) for line in process.read_text().splitlines() if line.startswith("Anonymous:"))
+
+    before = written(engine)
+    held = anonymous_kb()
+    engine.free_rooms()
+    assert anonymous_kb() < held
+    assert written(engine) == before
+
+
 def test_arguments_are_checked_at_once(engine: ChildGenerator) -> None:
     with pytest.raises(UsageError, match="max_tokens is 0"):
         engine.generate(PROMPT, max_tokens=0)

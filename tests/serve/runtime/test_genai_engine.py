@@ -133,10 +133,35 @@ def test_a_schema_is_followed_and_a_grammar_is_refused(engine: GenaiEngine) -> N
     assert chunks[-1].finish_reason == "stop"
     with pytest.raises(UnsupportedError, match=r"llama\.cpp"):
         engine.generate(PROMPT, max_tokens=3, grammar='root ::= "a"')
-    with pytest.raises(UnsupportedError, match="likeliest"):
-        engine.generate(PROMPT, max_tokens=3, json_schema=schema, sampling=Sampling(temperature=1.0))
+    for sampling in (Sampling(repeat_penalty=1.2), Sampling(temperature=1.0, min_p=0.1)):
+        with pytest.raises(UnsupportedError, match=r"neither repeat_penalty nor min_p\n.*Set repeat_penalty to 1"):
+            engine.generate(PROMPT, max_tokens=3, json_schema=schema, sampling=sampling)
     with pytest.raises(UnsupportedError, match="schema"):
         next(engine.generate(PROMPT, max_tokens=3, json_schema={"type": "nothing"}))
+
+
+def test_an_answer_that_is_cut_is_not_complete(engine: GenaiEngine) -> None:
+    schema = {"const": "abcdefgh"}
+    whole = list(engine.generate(PROMPT, max_tokens=60, json_schema=schema))
+    assert whole[-1].finish_reason == "stop"
+    cut = list(engine.generate(PROMPT, max_tokens=4, json_schema=schema))
+    assert len(cut) == 4 < len(whole)
+    assert [chunk.finish_reason for chunk in cut] == [None, None, None, "length"]
+
+
+def test_a_schema_is_followed_by_what_is_drawn(engine: GenaiEngine) -> None:
+    schema = {"enum": ["ab", "cd", "ef", 12, 34, 56, True, None]}
+
+    def drawn(**options: Any) -> str:
+        sampling = Sampling(**{"temperature": 1.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0, **options})
+        return text_of(engine, sampling=sampling, json_schema=schema)
+
+    seeds = [*range(20), 2**31 - 1, 2**32 - 2]
+    found = [drawn(seed=seed) for seed in seeds]
+    assert len({*found}) > 3
+    assert all(json.loads(text) in schema["enum"] for text in found)
+    assert found == [drawn(seed=seed) for seed in seeds]
+    assert drawn(top_k=1) == drawn(temperature=0.01) == drawn(temperature=0)
 
 
 def test_a_closed_engine_says_so(engine: GenaiEngine) -> None:

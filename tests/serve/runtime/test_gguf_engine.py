@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -257,11 +258,42 @@ def test_grammars_that_the_library_hangs_or_dies_on_are_refused(
         ({"type": "integer", "enum": [True]}, "not of the type 'integer'"),
         ({"const": math.nan}, "not JSON"),
         ([], "not an object"),
+        ({"type": {}}, "has the type {}"),
+        ({"type": [{}]}, "has the type {}"),
+        ({"type": []}, "an empty one"),
+        ({"type": "string", "format": []}, r"has the format \[\]"),
+        ({"type": "object", "required": [{}]}, "a list of names"),
+        ({"type": "object", "properties": {1: {}}}, "a list of names"),
+        ({"type": "object", 1: 2}, "not an object"),
     ],
 )
 def test_schemas_that_cannot_be_kept_are_refused(engine: LlamaEngine, schema: Any, message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
         engine.generate("a", max_tokens=5, json_schema=schema)
+
+
+@pytest.mark.parametrize(
+    "schema", [{"const": 7}, {"const": {"a": [1, "b"]}}, {"type": "boolean"}, {"type": "array", "maxItems": 0}]
+)
+def test_nothing_comes_after_the_last_character_of_a_schema(engine: LlamaEngine, schema: dict[str, Any]) -> None:
+    sampling = Sampling(temperature=50.0, top_k=0, top_p=1.0, min_p=0.0)
+    for seed in range(8):
+        text = written(engine, max_tokens=60, sampling=replace(sampling, seed=seed), json_schema=schema)
+        assert text == text.strip()
+        json.loads(text)
+
+
+def test_what_was_read_is_forgotten_on_demand(engine: LlamaEngine) -> None:
+    before = written(engine)
+    engine.logits(engine.tokenize(PROMPT))
+    engine.free_rooms()
+    assert engine._rooms() == []
+    assert written(engine) == before
+    assert engine.num_reused_tokens == 0
+    written(engine)
+    assert engine.num_reused_tokens > 0
+    written(engine, sampling=Sampling(is_repeatable=True))
+    assert engine.num_reused_tokens == 0
 
 
 def test_a_grammar_that_no_token_follows_ends_with_an_error(engine: LlamaEngine) -> None:

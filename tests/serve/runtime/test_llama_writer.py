@@ -15,7 +15,7 @@ from edgesmith.errors import EdgesmithError, UnsupportedError, UsageError
 from export.gguf.to_gguf import to_gguf
 from serve.runtime.generation import Sampling, TextChunk
 from serve.runtime.gguf_engine import LlamaEngine
-from serve.runtime.llama_writer import PROMPT_TOKENS_BESIDE, LlamaText, LlamaWriter
+from serve.runtime.llama_writer import PROMPT_TOKENS_ALONE, PROMPT_TOKENS_BESIDE, LlamaText, LlamaWriter
 from serve.runtime.text_writer import EngineWriter, TextRequest
 from tests.export.gguf.conftest import TINY, save_model, save_tokenizer
 from tests.serve.mamba_built import write_mamba
@@ -153,6 +153,48 @@ def test_what_texts_begin_with_alike_is_read_once(opened: Callable[..., LlamaWri
     (again,) = begun(writer, request(system + PROMPTS[1] + " and so"))
     assert again.num_reused_tokens >= same.num_prompt_tokens - 2  # of one that is over
     assert finish(writer, [again]) == [alone(engine, again.request)]
+
+
+@pytest.mark.parametrize("num_slots", [1, 4])
+def test_a_repeatable_text_is_read_in_equal_parts_into_an_empty_room(
+    opened: Callable[..., LlamaWriter], num_slots: int
+) -> None:
+    writer = opened(num_tokens=1200, num_slots=num_slots)
+    prompt = LONG[:600]
+    found = []
+    for before in ("", prompt[:200], prompt, prompt + " so"):
+        if before:
+            finish(writer, begun(writer, request(before, max_tokens=3)))
+        (text,) = begun(writer, request(prompt, sampling=Sampling(temperature=1.0, seed=5, is_repeatable=True)))
+        assert text.num_reused_tokens == 0
+        assert writer._slots is not None
+        assert not any(writer._slots.held)
+        parts: list[int] = []
+        first_logits: bytes | None = None
+        while first_logits is None:
+            writer.step()
+            parts.append(text.num_read - sum(parts))
+            if text.num_read == text.num_prompt_tokens:
+                first_logits = writer._slots.logits(text.slot).tobytes()
+        found.append((parts, first_logits, *finish(writer, [text])))
+    assert found == [found[0]] * 4  # to the last bit
+    assert {*found[0][0][:-1]} <= {PROMPT_TOKENS_BESIDE if num_slots > 1 else PROMPT_TOKENS_ALONE}
+
+
+def test_a_repeatable_prompt_keeps_its_parts_beside_others(opened: Callable[..., LlamaWriter]) -> None:
+    writer = opened(num_tokens=2000)
+    repeatable = Sampling(is_repeatable=True)
+    (first,) = begun(writer, request(max_tokens=60))
+    writer.step()
+    one, other, plain = begun(
+        writer, request(LONG[:600], max_tokens=9, sampling=repeatable), request(LONG[300:900], max_tokens=9,
+        sampling=repeatable), request(LONG[100:700], max_tokens=9),
+    )  # fmt: skip
+    assert (one.num_read, other.num_read) == (0, 0)
+    already = plain.num_read
+    writer.step()
+    assert (one.num_read, other.num_read, plain.num_read - already) == (PROMPT_TOKENS_BESIDE, 0, PROMPT_TOKENS_BESIDE)
+    assert "" not in finish(writer, [first, one, other, plain])
 
 
 def test_a_conversation_goes_on_after_another_one_that_began_alike(opened: Callable[..., LlamaWriter]) -> None:

@@ -83,3 +83,42 @@ def test_a_link_in_the_place_of_the_file_is_not_followed(tmp_path: Path) -> None
 def test_a_folder_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="missing"):
         Recorder(tmp_path / "missing" / "r", max_bytes=100)
+
+
+def test_a_line_that_cannot_be_made_costs_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> dict[str, int]:
+        raise ValueError("not to be made")
+
+    recorder = Recorder(tmp_path / "r", max_bytes=1 << 20)
+    for number in range(3):
+        recorder.put(partial(dict, n=number))
+        recorder.put(broken)
+    recorder.close()
+    assert lines(tmp_path / "r") == [{"n": 0}, {"n": 1}, {"n": 2}]
+    assert (recorder.num_lines, recorder.num_dropped, recorder.failure) == (3, 3, "")
+    assert len(caplog.records) == 1
+
+
+def test_recording_goes_on_when_there_is_room_and_says_what_is_missing(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "r"
+    recorder = Recorder(path, max_bytes=1 << 20, retry_s=0.0)
+    recorder.put(partial(dict, n=0))
+    recorder.flush()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 3, before[1]))
+    try:
+        for number in (1, 2, 3):
+            recorder.put(partial(dict, n=number))
+            recorder.flush()
+        assert recorder.failure
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    recorder.flush()
+    recorder.put(partial(dict, n=4))
+    recorder.close()
+    first, gap, last = (json.loads(line) for line in path.read_text().splitlines())
+    assert (first, last) == ({"n": 0}, {"n": 4})
+    assert (gap["kind"], gap["lost"]) == ("gap", 3)
+    assert "File too large" in gap["reason"]
+    assert (recorder.num_dropped, recorder.num_gaps, recorder.failure) == (3, 1, "")

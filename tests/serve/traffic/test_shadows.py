@@ -109,3 +109,12 @@ def test_a_shadow_that_breaks_on_a_copy_is_counted(affine_artifact: Artifact) ->
     done(version.jobs[0])
     shadow.compare()
     assert (shadow.num_failed, seen) == (1, [None])
+
+
+def test_inputs_of_copies_count_as_held() -> None:
+    copies: list[Job] = []
+    shadow = Shadow("2", copies.append, lambda request_id, agreement: None, max_pending=64)
+    large = {"x": np.zeros((1, 4 << 20), np.float32)}  # 16 MiB
+    for number in range(64):
+        shadow.mirror(Job(large, lambda job: None, 1, 0, outputs={}), f"r{number}", lambda: None)
+    assert (len(copies), shadow.num_dropped) == (4, 60)

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from edgesmith.errors import UsageError
+from serve.arguments import parse_split
 from serve.traffic.split import Split
 
 KEYS = [f"user-{number}" for number in range(4000)]
@@ -63,8 +64,8 @@ def test_a_key_may_hold_any_text() -> None:
     assert {split({"1": 1, "2": 1}).choose(key) for key in ("", "\ud800", "é" * 10_000)} <= {"1", "2"}
 
 
-@pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf"), True, "5"])
-def test_a_weight_that_is_no_positive_number_is_refused(weight: object) -> None:
+@pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), True, "5", 10**400])
+def test_a_weight_that_is_no_number_of_0_or_more_is_refused(weight: object) -> None:
     with pytest.raises(UsageError, match="the weight of news:2 is"):
         split({"1": 1, "2": weight})  # type: ignore[dict-item]
 
@@ -72,3 +73,28 @@ def test_a_weight_that_is_no_positive_number_is_refused(weight: object) -> None:
 def test_a_split_without_versions_is_refused() -> None:
     with pytest.raises(UsageError, match="names no version"):
         split({})
+
+
+@pytest.mark.parametrize("weights", [{"1": 1e308, "2": 1e308}, {"1": 1e308, "2": 1e-300}, {"1": 0, "2": 0.0}])
+def test_weights_that_make_no_shares_are_refused(weights: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=r"add up to|too small beside"):
+        split(weights)
+
+
+def test_weight_0_is_no_share_with_and_without_a_key() -> None:
+    chosen = split({"1": 0, "2": 3, "3": 0})
+    assert chosen.shares == {"2": 1.0}
+    assert {chosen.choose(key) for key in [*KEYS[:50], None]} == {"2"}
+
+
+@pytest.mark.parametrize("text", ["news=1:95,2:0", "news=1:1e308,2:1e308", "news=1:0,2:0", "news=1:-1,2:2"])
+def test_the_flag_and_the_split_agree_or_the_split_is_stricter(text: str) -> None:
+    try:
+        name, weights = parse_split(text)
+    except UsageError:
+        return
+    if text == "news=1:95,2:0":
+        assert split(weights, name=name).shares == {"1": 1.0}
+    else:
+        with pytest.raises(UsageError):
+            split(weights, name=name)

@@ -12,9 +12,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from edgesmith.errors import UsageError
 from serve.config import Limits
-from serve.errors import EngineFailedError, MalformedError, ModelNotFoundError, OverloadedError
+from serve.errors import DeadlineError, EngineFailedError, MalformedError, ModelNotFoundError, OverloadedError
 from serve.models.job import GenerationJob, Job
 from serve.traffic import Outcome, Traffic, TrafficSettings, outcome_of, refusal
+from serve.traffic.comparison import Units
 from serve.traffic.routes import routes
 
 SPLIT = {"news": {"1": 0.8, "2": 0.2}}
@@ -298,7 +299,7 @@ def test_shares_are_shown_and_changed_by_their_route() -> None:
     traffic = Traffic(SPLIT)
     assert ask(traffic, "GET", "traffic")["versions"]["2"]["share"] == pytest.approx(0.2)
     assert ask(traffic, "POST", "traffic", {"weights": {"1": 1, "2": 1}})["versions"]["2"]["share"] == 0.5
-    with pytest.raises(UsageError, match="news has no version '3' in its split"):
+    with pytest.raises(UsageError, match="news has no version '3'; it has 1, 2"):
         ask(traffic, "POST", "traffic", {"weights": {"3": 1}})
     with pytest.raises(MalformedError, match="no weights"):
         ask(traffic, "POST", "traffic", {"weights": [1]})
@@ -318,3 +319,93 @@ def test_settings_out_of_range_are_refused(values: dict[str, float]) -> None:
 def test_large_logits_are_not_kept() -> None:
     assert outcome_of(job(outputs={"logits": np.zeros((2, 600))}), "r").logits is None
     assert outcome_of(job(outputs={"logits": np.zeros((2, 500))}), "r").logits is not None
+
+
+def test_of_each_key_one_request_is_compared_and_all_are_counted() -> None:
+    traffic = Traffic(SPLIT, settings=TrafficSettings(slo_ms=1))
+    watcher = traffic.watcher("news", "2")
+    assert watcher is not None
+    for key in ("ann", "ann", "bob", "ann", None, None):
+        watcher.observe(job(outputs={}), key=key)
+    traffic.observe("news", "2", refusal(EngineFailedError("broken"), "", key="ann"))
+    traffic.observe("news", "2", refusal(UsageError("no such input"), "", key="eve"))
+    watcher.observe(job(outputs={}), key="eve")  # what was spoiled did not stand for her
+    arm = traffic.models["news"].arms["2"]
+    assert (arm.answers.num, arm.answers.total, arm.slow.total) == (5, 0, 5)
+    assert (arm.num_requests, arm.num_failed, arm.num_slow) == (9, 1, 8)
+    report = traffic.report("news", "2")
+    assert report is not None
+    assert (report["requests"], report["compared"], report["failures"]) == (9, 5, 1)
+
+
+def test_feedback_of_a_key_is_compared_once() -> None:
+    traffic = Traffic(SPLIT)
+    watcher = traffic.watcher("news", "2")
+    assert watcher is not None
+    for number in range(4):
+        watcher.observe(job(outputs={}), request_id=f"r{number}", key="ann" if number < 3 else None)
+        assert traffic.feedback("news", f"r{number}", 0.0) == "2"
+    assert traffic.models["news"].arms["2"].feedback.num == 2
+
+
+def test_no_more_keys_are_remembered_than_are_allowed() -> None:
+    units = Units(2)
+    assert [units.is_new(unit) for unit in (1, 2, 1, 3, 1, 2)] == [True, True, False, True, False, True]
+
+
+def test_a_few_large_clients_do_not_stop_a_version_that_is_no_worse() -> None:
+    """Most requests of one version are of a client whose texts are slow, as chance will have it."""
+    traffic = Traffic({"news": {"1": 1, "2": 1}}, settings=TrafficSettings(slo_ms=50))
+    slow, fast = job(outputs={}, finished_ns=90_000_000), job(outputs={})
+    watchers = {version: traffic.watcher("news", version) for version in ("1", "2")}
+    for number in range(3000):
+        for version, watcher in watchers.items():
+            assert watcher is not None
+            is_large = version == "2" and number % 2
+            watcher.observe(slow if is_large else fast, key="large" if is_large else f"{version} {number % 50}")
+    traffic.models["news"].judge()
+    assert not traffic.models["news"].stopped
+
+
+def test_a_deadline_that_the_client_set_is_not_the_versions_fault() -> None:
+    own = outcome_of(job(error=DeadlineError("late"), is_own_deadline=True), "r")
+    ours = outcome_of(job(error=DeadlineError("late")), "r")
+    broken = outcome_of(job(error=EngineFailedError("broken"), is_own_deadline=True), "r")
+    assert [one.is_fault for one in (own, ours, broken)] == [False, True, True]
+    assert not own.is_evidence
+
+
+def test_long_ids_are_neither_remembered_nor_recorded_whole(tmp_path: Path) -> None:
+    traffic = Traffic(SPLIT, record_to=tmp_path / "r.jsonl")
+    watcher = traffic.watcher("news", "1")
+    assert watcher is not None
+    for length in (128, 129, 1 << 21):
+        watcher.observe(job(outputs={}), request_id="x" * length)
+    traffic.close()
+    ids = [json.loads(line)["id"] for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [len(one) for one in ids] == [128] * 3
+    assert list(traffic._recent) == ["x" * 128]
+
+
+def test_an_id_that_is_given_again_is_as_fresh_as_the_last() -> None:
+    traffic = Traffic(SPLIT, settings=TrafficSettings(max_recent=2))
+    for request_id in ("a", "b", "a", "c"):
+        traffic.observe("news", "2", Outcome(request_id, True, 1))
+    assert traffic.feedback("news", "b", 1.0) is None
+    assert traffic.feedback("news", "a", 1.0) == "2"
+
+
+def test_a_version_that_was_left_out_can_come_back() -> None:
+    traffic = Traffic(SPLIT, {"news": "3"})
+    traffic.check(lambda name: ["1", "2", "3"])
+    assert set(ask(traffic, "POST", "traffic", {"weights": {"1": 100}})["versions"]) == {"1", "3"}
+    assert ask(traffic, "POST", "traffic", {"weights": {"1": 95, "2": 5}})["versions"]["2"]["share"] == 0.05
+    told = ask(traffic, "POST", "traffic", {"weights": {"1": 1, "2": 0}})["versions"]
+    assert (told["1"]["share"], told["2"]["share"]) == (1.0, 0.0)
+    assert traffic.choose("news", "key") == "1"
+    for weights, fault in (({"1": 1, "4": 1}, "no version '4'"), ({"1": 1, "3": 1}, "is a shadow")):
+        with pytest.raises(UsageError, match=fault):
+            ask(traffic, "POST", "traffic", {"weights": weights})
+    with pytest.raises(UsageError, match="add up to"):
+        ask(traffic, "POST", "traffic", {"weights": {"1": 1e308, "2": 1e308}})
+    assert traffic.choose("news", "key") == "1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -127,6 +128,27 @@ def test_version_parameters_and_classification_are_obeyed(client: Client) -> Non
     parameters = {"timeout": {"int64_param": 1}}
     late = {"inputs": [text | {"contents": {"bytes_contents": [b"goal " * 5000]}}], "parameters": parameters}
     client.refuse("ModelInfer", Code.DEADLINE_EXCEEDED, model_name="news", **late)
+
+
+@pytest.mark.parametrize(
+    ("method", "code"), [("RepositoryModelLoad", Code.UNAUTHENTICATED), ("Nothing", Code.UNIMPLEMENTED)]
+)
+def test_who_may_not_call_is_told_before_any_message_is_sent(
+    client: Client, method: str, code: grpc.StatusCode
+) -> None:
+    refused = threading.Event()
+
+    def messages() -> Iterator[bytes]:
+        refused.wait(10)
+        yield b""
+
+    call = client.channel.stream_unary(f"/inference.GRPCInferenceService/{method}")
+    ended = call.future(messages(), timeout=20)
+    try:
+        error: Any = ended.exception(timeout=5)
+    finally:
+        refused.set()
+    assert error.code() is code
 
 
 def test_metadata_say_what_http_says(serving: Serving, client: Client) -> None:

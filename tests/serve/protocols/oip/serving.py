@@ -98,7 +98,8 @@ class Serving:
     async def _start(self) -> None:
         config = self.config
         self.repository = Repository(config, loop=self.loop)
-        self.service = Service(config, self.repository, Metrics(self.repository), Traffic())
+        traffic = Traffic(config.splits, seed=0)
+        self.service = Service(config, self.repository, Metrics(self.repository), traffic)
         access = Access.for_host("127.0.0.1", api_keys=config.api_keys, admin_token=config.admin_token)
         self.http = HttpServer(Router(oip.routes(self.service)), config.limits, access)
         await self.http.start("127.0.0.1", 0)

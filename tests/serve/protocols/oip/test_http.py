@@ -6,9 +6,11 @@ import gc
 import gzip
 import json
 import struct
+import threading
 import weakref
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ import pytest
 
 from edgesmith.artifact import open_artifact
 from edgesmith.tasks import load_task
+from serve.errors import MalformedError
+from serve.protocols.oip.infer_route import _MAX_JSON_ON_LOOP, InferRoute
 from serve.protocols.oip.tensors import DATATYPES, bytes_of_array
 from serve.runtime import open_engine
 from tests.serve.protocols.oip.conftest import TOKEN
@@ -373,6 +377,79 @@ def test_config_has_dims_without_the_batch_axis(serving: Serving) -> None:
     ]
     optional = serving.ask("/v2/models/news:text/config").value["input"][1]
     assert (optional["name"], optional["optional"], optional["data_type"]) == ("text_pair", True, "TYPE_STRING")
+
+
+@pytest.mark.parametrize("name", ["identity", "affine", "words", "fixed", "image", "encoder", "news", "news:text"])
+def test_shapes_of_config_are_those_of_metadata_as_triton_reads_both(serving: Serving, name: str) -> None:
+    config, metadata = serving.ask(f"/v2/models/{name}/config").value, serving.ask(f"/v2/models/{name}").value
+    rows = [-1] if config["max_batch_size"] else []
+    for side in ("input", "output"):
+        whole = {one["name"]: rows + one["dims"] for one in config[side] if not one.get("optional")}
+        assert whole == {one["name"]: one["shape"] for one in metadata[f"{side}s"]}
+
+
+@pytest.mark.parametrize("form", ["flat", "nested", "gzip", "tail"])
+def test_json_that_is_parsed_beside_the_loop_is_answered_like_any_other(serving: Serving, form: str) -> None:
+    array = np.arange(2 * 3 * 64 * 64, dtype=np.float32).reshape(2, 3, 64, 64) / 8
+    assert len(json.dumps(array.ravel().tolist())) > _MAX_JSON_ON_LOOP / 2
+    entry = {"name": "x", "shape": list(array.shape), "datatype": "FP32"}
+    data = array.tolist() if form == "nested" else array.ravel().tolist()
+    message: dict[str, Any] = {"inputs": [entry | {"data": data}], "filler": [0] * (1 << 17)}
+    headers: dict[str, str] = {}
+    body = json.dumps(message).encode()
+    if form == "gzip":
+        body, headers = gzip.compress(body), {"content_encoding": "gzip"}
+    elif form == "tail":
+        entry |= {"parameters": {"binary_data_size": array.nbytes}}
+        head = json.dumps(message | {"inputs": [entry]}).encode()
+        body, headers = head + array.tobytes(), {"inference_header_content_length": str(len(head))}
+    answer = serving.ask("/v2/models/image/infer", body, **headers)
+    assert answer.status == 200, answer.body
+    np.testing.assert_array_equal(np.array(answer.value["outputs"][0]["data"], np.float32), array.ravel())
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ([0.5] * 90_000, "has 90000 values"),
+        ([True] * 24_576, "holds true or false"),
+        ([[0.0] * 12_288, [1e99] * 12_288], "not nested as the shape"),
+        ([1e99] * 24_576, "out of FP32's range"),
+    ],
+)
+def test_long_data_that_do_not_fit_are_refused_with_the_reason(serving: Serving, data: Any, said: str) -> None:
+    entry = {"name": "x", "shape": [2, 3, 64, 64], "datatype": "FP32", "data": data}
+    answer = serving.infer("image", {"inputs": [entry], "filler": "x" * (1 << 18)})
+    assert (answer.status, said in answer.value["error"]) == (400, True), answer.body
+
+
+def test_long_json_is_not_read_before_the_loop_goes_on(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+
+    async def ask() -> None:
+        route = InferRoute(serving.service)
+        read = route.reader.read_long
+
+        def note(*given: Any) -> Any:
+            threads.append(threading.current_thread().name)
+            return read(*given)
+
+        monkeypatch.setattr(route.reader, "read_long", note)
+        request: Any = SimpleNamespace(
+            body=b'{"x":' + b" " * _MAX_JSON_ON_LOOP,
+            params={"model": "affine"},
+            received_ns=1,
+            header=lambda name: None,
+        )
+        waiting = route(request)
+        assert waiting is not None
+        assert not threads
+        await waiting
+
+    with pytest.raises(MalformedError):
+        serving.call(ask())
+    assert threads
+    assert threads[0] != serving.thread.name
 
 
 def test_statistics_count_rows_and_failures(serving: Serving) -> None:

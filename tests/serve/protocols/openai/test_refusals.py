@@ -153,6 +153,19 @@ def test_refusals_before_the_route_have_the_same_form(serving: OpenAiServing, wr
     assert large.value["error"]["type"] == "invalid_request_error"
 
 
+def test_what_the_engine_refuses_is_not_counted_as_cancelled(serving: OpenAiServing) -> None:
+    def counts() -> dict[str, float]:
+        lines = serving.service.metrics.render().decode().splitlines()
+        found = [line.rsplit(" ", 1) for line in lines if 'protocol="openai"' in line and "_total{" in line]
+        return {name: float(value) for name, value in found if not name.endswith('reason="ok"}')}
+
+    before = counts()
+    error_of(serving, CHAT, 400, {"model": "writer", "messages": HELLO, "grammar": "root ::= missing"})
+    changed = [name for name, value in counts().items() if value != before.get(name)]
+    assert changed
+    assert not [name for name in changed if "cancelled" in name]
+
+
 def test_what_is_refused_is_counted(serving: OpenAiServing) -> None:
     def count() -> int:
         lines = serving.service.metrics.render().decode().splitlines()
