@@ -115,7 +115,7 @@ def _describe(
             mend=f"Give {MIN_ROWS} or more, better a thousand.",
         )
     chooses = _choosers(len(rows))
-    buckets = np.concatenate([_buckets(rows[index], vocabulary) for index in np.flatnonzero(chooses)])
+    buckets = np.concatenate([_buckets(rows[index], vocabulary) for index in np.flatnonzero(chooses).tolist()])
     bucket_counts = np.bincount(buckets, minlength=NUM_BUCKETS)
     columns = _columns(rows, outputs, vocabulary, log_shares(bucket_counts.astype(np.float64)))
     features: list[Feature | None] = []

@@ -106,7 +106,7 @@ class Exchange:
         if self._stream is None:
             self.respond(response)
         else:
-            self._connection = self._on_close = None
+            self.finish()
             connection.cut()
 
     def stream(self, status: int, content_type: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()) -> ExchangeStream:
@@ -138,15 +138,15 @@ class Exchange:
             self._task = None
 
     def finish(self) -> None:
-        """Let go of the connection: the answer is whole."""
-        self._connection = self._on_close = None
+        """Let go of the connection, and of the stream that holds this request: the answer is whole, or cut."""
+        self._connection = self._on_close = self._stream = None
 
     def go(self) -> None:
         """The client has gone before the answer was whole."""
         if self._is_gone or self._connection is None:
             return
         self._is_gone = True
-        self._connection = None
+        self._connection = self._stream = None
         callback, self._on_close = self._on_close, None
         if self._task is not None:
             self._task.cancel()

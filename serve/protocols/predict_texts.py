@@ -159,7 +159,7 @@ async def _generate(call: Call, model: TextModel, prompt: str, writing: Writing,
         call.request.on_close(None)
     try:
         if job.error is not None:
-            raise job.error
+            raise job.error.with_traceback(None)  # whose frames hold the job that holds the error
         if job.finish_reason is None:
             raise EngineFailedError("the answer was dropped before it ended")
         return {"text": "".join(texts), "finish_reason": job.finish_reason, "num_tokens": job.num_tokens}

@@ -107,8 +107,8 @@ def refusal(error: BaseException, request_id: str, *, key: str | None = None) ->
 
 
 def bounded_id(request_id: str) -> str:
-    """A request's id as it is kept: clients choose ids, and could fill the memory with them."""
-    return request_id if len(request_id) <= MAX_ID else request_id[: MAX_ID - 1] + "…"
+    """A request's id as it is kept, longer than `MAX_ID` if it was: clients could fill the memory with their ids."""
+    return request_id if len(request_id) <= MAX_ID else request_id[:MAX_ID] + "…"
 
 
 def _unit(key: str | None) -> int | None:

@@ -74,8 +74,9 @@ class InferRoute:
         except Exception as error:
             self._count(request, error)
             raise
-        if call.prepared is not None and call.prepared.examples:
-            return self._finish(call, call.prepared)
+        prepared = call.prepared
+        if prepared is not None and prepared.examples:
+            return self._finish(call, prepared)
         call.submit()
         return None
 

@@ -148,7 +148,8 @@ class _Writing:
             return
         self.choices[index].is_done = True
         if job.error is not None or job.finish_reason is None:
-            self._fail(job.error or EngineFailedError("the answer was dropped before it ended"))
+            error = job.error or EngineFailedError("the answer was dropped before it ended")
+            self._fail(error.with_traceback(None))  # whose frames hold the job that holds the error
             return
         if self.wanted.is_stream:
             if self.stream is None:

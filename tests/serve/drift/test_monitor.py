@@ -157,8 +157,9 @@ def test_false_alarms_within_a_day_come_no_oftener_than_is_said(reference: Refer
     assert days_with_alarm <= 29
 
 
-@pytest.mark.parametrize("kind", ["zipf", "flat"])
-@pytest.mark.parametrize(("num_reference", "num_window"), [(100, 300), (100, 2000), (300, 2000)])
+@pytest.mark.parametrize(
+    ("kind", "num_reference", "num_window"), [("zipf", 300, 2000), ("flat", 300, 300), ("flat", 100, 2000)]
+)
 def test_a_reference_made_anew_each_time_differs_no_oftener_than_is_said(
     kind: str, num_reference: int, num_window: int
 ) -> None:
@@ -171,7 +172,7 @@ def test_a_reference_made_anew_each_time_differs_no_oftener_than_is_said(
         tokens = np.searchsorted(shares / shares[-1], rng.random(lengths.sum()))
         return np.split(tokens, np.cumsum(lengths)[:-1]), rng.normal(size=num)
 
-    num_trials, level = 40, 0.01
+    num_trials, level = 24, 0.01
     p_values: dict[str, list[float]] = {}
     for _ in range(num_trials):
         rows, confidences = drawn(num_reference)
@@ -188,7 +189,7 @@ def test_a_reference_made_anew_each_time_differs_no_oftener_than_is_said(
             p_values.setdefault(look.feature.name, []).append(look.difference.p_value)
     assert {"length", "surprise", "token", "label", "confidence"} == set(p_values)
     for name, found in p_values.items():
-        # 0.4 are expected of 40; more than 4 come about once in ten thousand times.
+        # 0.24 are expected of 24; more than 4 come less than once in a hundred thousand times.
         assert sum(p_value <= level for p_value in found) <= 4, (name, sorted(found)[:6])
         assert min(found) > 1e-6, name
 
@@ -275,10 +276,9 @@ def test_metrics_name_the_features_in_alarm(
 
 def test_what_waits_holds_one_row_and_not_its_batch(classifier: tuple[Engine, Task], reference: Reference) -> None:
     monitor = DriftMonitor(reference, classifier[1], clock_ns=lambda: 1)
-    given = {"input_ids": np.ones((64, 128), np.int64)}
-    outputs = {"logits": np.ones((64, 3), np.float32), "other": np.float32(3), "pooled": np.ones(3, np.float32)}
-    outputs = {name: np.asarray(array) for name, array in outputs.items()}
-    image = {"pixels": np.zeros((1, 1 << 22), np.float32)}
+    given: dict[str, Any] = {"input_ids": np.ones((64, 128), np.int64)}
+    outputs: dict[str, Any] = {"logits": np.ones((64, 3), np.float32), "other": np.array(3.0), "pooled": np.ones(3)}
+    image: dict[str, Any] = {"pixels": np.zeros((1, 1 << 22), np.float32)}
     for number, arrays in enumerate((given, image)):
         job = Job(arrays, lambda job: None, len(next(iter(arrays.values()))), 0, outputs=outputs)
         job.finished_ns = 1 + number * 10**9

@@ -392,7 +392,7 @@ def test_shapes_of_config_are_those_of_metadata_as_triton_reads_both(serving: Se
 def test_json_that_is_parsed_beside_the_loop_is_answered_like_any_other(serving: Serving, form: str) -> None:
     array = np.arange(2 * 3 * 64 * 64, dtype=np.float32).reshape(2, 3, 64, 64) / 8
     assert len(json.dumps(array.ravel().tolist())) > _MAX_JSON_ON_LOOP / 2
-    entry = {"name": "x", "shape": list(array.shape), "datatype": "FP32"}
+    entry: dict[str, Any] = {"name": "x", "shape": list(array.shape), "datatype": "FP32"}
     data = array.tolist() if form == "nested" else array.ravel().tolist()
     message: dict[str, Any] = {"inputs": [entry | {"data": data}], "filler": [0] * (1 << 17)}
     headers: dict[str, str] = {}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import json
+import os
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +22,7 @@ from serve.config import ModelSpec, ServerConfig
 from serve.errors import NotReadyError
 from serve.models.job import Job
 from serve.protocols.grpc.messages import message_class
+from serve.protocols.oip import facts
 from serve.protocols.oip.inference import Inference
 from serve.protocols.oip.preparation import Asked
 from tests.serve.models_built import classifier_folder, save, write
@@ -216,3 +221,20 @@ def test_deadlines_that_requests_state_are_marked_as_their_own(split: Serving, m
     split.infer("news", message | {"parameters": {"timeout": 10_000_000}})
     grpc_infer(split, model_name="news", inputs=[text_message("a")])  # which always has one: the call's own
     assert [job.is_own_deadline for job in jobs] == [False, True, True]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its process is found through /proc")
+def test_nothing_is_called_ready_while_its_engine_is_down(tmp_path: Path) -> None:
+    save(echo("x", "FP32", ["batch", "width"]), tmp_path / "echo.onnx")
+    config = ServerConfig(models=(ModelSpec(name="echo", path=tmp_path / "echo.onnx", is_isolated=True),))
+
+    async def crash() -> tuple[bool, bool]:
+        [pid] = serving.repository.child_pids()
+        os.kill(pid, signal.SIGKILL)
+        while serving.repository.child_pids() == [pid]:
+            await asyncio.sleep(0.001)
+        return facts.is_ready(serving.service), facts.is_model_ready(serving.service, "echo", None)
+
+    with Serving(config) as serving:
+        assert serving.ask("/v2/health/ready").status == serving.ask("/v2/models/echo/ready").status == 200
+        assert serving.call(crash()) == (False, False)
