@@ -14,7 +14,7 @@ from typing import Any
 
 from edgesmith.errors import UsageError
 from edgesmith.files import atomic_write
-from serve.access import Access
+from serve.access import Access, is_loopback
 from serve.config import ServerConfig
 from serve.drift.monitor import drift_families
 from serve.http.router import Route, Router
@@ -28,6 +28,9 @@ from serve.service import Service
 from serve.traffic import Traffic, TrafficSettings
 
 __all__ = ["App", "run_server"]
+
+_GC_THRESHOLD = (20_000, 20, 50)
+"""Objects between collections: requests leave no cycles behind, and looking for some at every 700 costs microseconds."""
 
 _log = logging.getLogger("serve")
 
@@ -95,6 +98,7 @@ class App:
         self.traffic.start()
         gc.collect()
         gc.freeze()  # what is there now stays: collections need not look at it again
+        gc.set_threshold(*_GC_THRESHOLD)
 
     def _collect_drift(self) -> Any:
         return drift_families([(*key, monitor) for key, monitor in self.service.drift.items()])
@@ -176,6 +180,8 @@ async def _serve(config: ServerConfig) -> None:
             with suppress(NotImplementedError):
                 loop.remove_signal_handler(number)
         stopping.cancel()
+        if config.announce_to is not None:
+            config.announce_to.unlink(missing_ok=True)  # nobody is to look for a server that is gone
         await app.stop()
     _log.info("stopped")
 
@@ -185,6 +191,8 @@ def _announce(app: App) -> None:
         f"{entry.name}:{entry.version}" for entry in app.service.repository.index() if entry.state == "READY"
     )
     _log.info("ready at %s: %s", app.url, names or "no model yet")
+    if not is_loopback(app.config.host) and not app.config.api_keys:
+        _log.warning("every machine that reaches %s may ask: there are no API keys (--api-keys)", app.config.host)
     if app.config.announce_to is not None:
         atomic_write(app.config.announce_to, app.url + "\n")
     notify("READY=1")

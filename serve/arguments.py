@@ -119,6 +119,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--context", type=int, metavar="TOKENS", help="most tokens that a language model keeps room for")
     add("--adapter", action="append", default=[], metavar="FILE[:SCALE]", help="LoRA adapter of a GGUF model")
     add("--isolate", action="store_true", help="run each engine in a process of its own")
+    add("--engine-timeout", type=float, default=120.0, metavar="S", help="when an isolated engine hangs (default: 120)")
     add("--repository", type=Path, metavar="DIR", help="folder of models that an admin may load by name")
     add("--split", action="append", default=[], metavar="NAME=VERSION:WEIGHT,…", help="share traffic among versions")
     add("--shadow", action="append", default=[], metavar="NAME=VERSION", help="give a version a copy of the traffic")
@@ -204,7 +205,11 @@ def _check_numbers(given: argparse.Namespace) -> None:
     for flag, value in (("--port", given.port), ("--grpc-port", given.grpc_port)):
         if value is not None and not 0 <= value <= 65535:
             raise UsageError(f"{flag} is {value}; it must be from 0 to 65535")
-    for flag, value in (("--drain", given.drain), ("--timeout", given.timeout)):
+    for flag, value in (
+        ("--drain", given.drain),
+        ("--timeout", given.timeout),
+        ("--engine-timeout", given.engine_timeout),
+    ):
         if not (math.isfinite(value) and value >= 0):
             raise UsageError(f"{flag} is {value:g}; it must be 0 s or more")
     for flag, value in (("--max-body-mb", given.max_body_mb), ("--slo-ms", given.slo_ms)):
@@ -281,6 +286,7 @@ def _spec(name: str, version: str, path: Path, given: argparse.Namespace) -> Mod
         num_context=given.context,
         num_slots=given.slots,
         is_isolated=given.isolate,
+        engine_timeout_s=given.engine_timeout or None,
     )
 
 

@@ -220,10 +220,10 @@ class Service:
 
         def finish(ended: Any) -> None:
             answer(ended)
-            if ended.is_cancelled:
-                reason = "cancelled"
+            if ended.error is not None:
+                reason = describe_failure(ended.error)[1]
             else:
-                reason = "ok" if ended.error is None else describe_failure(ended.error)[1]
+                reason = "cancelled" if ended.is_cancelled else "ok"
             self.metrics.count_request(name, version, protocol, reason, time.monotonic_ns() - ended.received_ns)
             if watched is None:
                 return

@@ -48,6 +48,9 @@ def serve(
         list[str] | None, typer.Option(metavar="FILE[:SCALE]", help="LoRA adapter of a GGUF model; repeatable.")
     ] = None,
     isolate: Annotated[bool, typer.Option("--isolate", help="Run each engine in a process of its own.")] = False,
+    engine_timeout: Annotated[
+        float, typer.Option(metavar="S", min=0, help="When an isolated engine hangs and is started again; 0: never.")
+    ] = 120.0,
     repository: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of models that an admin may load by name.")
     ] = None,

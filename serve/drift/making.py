@@ -117,7 +117,7 @@ def _describe(
     chooses = _choosers(len(rows))
     buckets = np.concatenate([_buckets(rows[index], vocabulary) for index in np.flatnonzero(chooses).tolist()])
     bucket_counts = np.bincount(buckets, minlength=NUM_BUCKETS)
-    columns = _columns(rows, outputs, vocabulary, log_shares(bucket_counts.astype(np.float64)))
+    columns = _columns(rows, outputs, vocabulary, bucket_counts, chooses)
     features: list[Feature | None] = []
     for name, column in columns.items():
         values = np.array(column)
@@ -161,13 +161,22 @@ def _buckets(row: Ints, vocabulary: _Vocabulary) -> Ints:
 
 
 def _columns(
-    rows: Sequence[Ints], outputs: Sequence[dict[str, float]], vocabulary: _Vocabulary, logs: Floats
+    rows: Sequence[Ints],
+    outputs: Sequence[dict[str, float]],
+    vocabulary: _Vocabulary,
+    bucket_counts: Ints,
+    chooses: NDArray[np.bool_],
 ) -> dict[str, list[float]]:
-    """Values by feature."""
+    """Values by feature. No row's surprise is taken against itself: edges would lie where no other row is."""
+    logs = log_shares(bucket_counts.astype(np.float64))
     draw = random.Random(0)  # noqa: S311 - picks tokens
     columns: dict[str, list[float]] = {}
-    for row, output in zip(rows, outputs, strict=True):
-        values = given_values(row, ignored=vocabulary.ignored, unknown_id=vocabulary.unknown_id, logs=logs, draw=draw)
+    for row, output, is_own in zip(rows, outputs, chooses.tolist(), strict=True):
+        others = logs
+        if is_own:
+            own = np.bincount(_buckets(row, vocabulary), minlength=NUM_BUCKETS)
+            others = log_shares((bucket_counts - own).astype(np.float64))
+        values = given_values(row, ignored=vocabulary.ignored, unknown_id=vocabulary.unknown_id, logs=others, draw=draw)
         for name, value in (values | output).items():
             columns.setdefault(name, []).append(value)
     return columns

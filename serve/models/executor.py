@@ -83,6 +83,11 @@ class Executor:
         """Let the thread end when all that was put before is done. From any thread; twice is harmless."""
         self._queue.put(None)
 
+    def run_here(self, job: Job) -> None:
+        """Run a job at once, on the thread that asks. Only while the executor's own thread has nothing to do."""
+        self.num_begun += 1
+        self._answer([Waiting(job, self._layout)])
+
     def _work(self) -> None:
         get = self._queue.get
         while self._waiting or not self._is_stopping:

@@ -30,6 +30,7 @@ __all__ = ["GraphModel"]
 _log = logging.getLogger(__name__)
 
 _MOST_RETRY_S = 60
+_BRIEF_NS = 80_000
 
 
 class GraphModel:
@@ -99,6 +100,9 @@ class GraphModel:
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_ns = 0
         self._is_closing = False
+        # Only an engine in this process: one in another may hang, and the loop with it.
+        self._can_be_brief = not spec.is_isolated and not spec.max_queue_delay_us
+        self._brief_size = 0
         self._ended = loop.create_future()
         self._executor = Executor(
             f"{spec.name}-{spec.version}",
@@ -163,7 +167,29 @@ class GraphModel:
         pending[job] = None
         if job.deadline_ns is not None and (self._alarm is None or job.deadline_ns < self._alarm_ns):
             self._set_alarm(job.deadline_ns)
-        self._executor.put(job)
+        if self._can_run_here(job):
+            self._executor.run_here(job)
+            self._loop.call_soon(self._deliver, (job,))
+        else:
+            self._executor.put(job)
+
+    def _can_run_here(self, job: Job) -> bool:
+        """Whether nothing else is under way, and its run is so brief that handing it over would cost as much."""
+        return (
+            len(self._pending) == 1
+            and not self._overdue
+            and self._can_be_brief
+            and next(iter(job.arrays.values())).size <= self._brief_size
+        )
+
+    def _note_brevity(self, job: Job) -> None:
+        """Remember up to which size a request's run is brief; another one's may be as long as it likes."""
+        if job.error is None and job.batch_rows == job.num_rows and job.arrays:
+            size, took_ns = next(iter(job.arrays.values())).size, job.finished_ns - job.started_ns
+            if took_ns > _BRIEF_NS:
+                self._brief_size = min(self._brief_size, size - 1)
+            elif size > self._brief_size:
+                self._brief_size = size
 
     async def close(self, timeout_s: float | None = None) -> None:
         """Refuse new requests, let those that wait finish, stop the thread and close the engine.
@@ -207,6 +233,8 @@ class GraphModel:
             self._num_delivered += 1
             self._overdue.discard(job)
             if job in self._pending:  # else its time was over meanwhile, and it was told so
+                if self._can_be_brief:
+                    self._note_brevity(job)
                 self._finish(job, job.error)
 
     def _finish(self, job: Job, error: BaseException | None) -> None:

@@ -94,7 +94,7 @@ def read_writing(options: Mapping[str, str], most: int) -> Writing:
         raise MalformedError(f"an option is no number: {error}") from error
     if not 1 <= max_tokens <= most:
         raise MalformedError(f"max_tokens is {max_tokens}; it must be from 1 to {most}")
-    return Writing(max_tokens, Sampling(temperature=temperature, seed=seed))
+    return Writing(max_tokens, Sampling(temperature=temperature, seed=seed, is_repeatable="seed" in options))
 
 
 def _prompt(model: TextModel, row: PredictRow, number: int) -> str:

@@ -117,6 +117,7 @@ def _sampling(fields: Fields) -> Sampling:
             min_p=fields.number("min_p", 0.0, 0.0, 1.0),
             repeat_penalty=fields.number("repeat_penalty", 1.0, 0.01, 100.0),
             seed=secrets.randbelow(_NUM_SEEDS) if seed is None else seed % _NUM_SEEDS,
+            is_repeatable=seed is not None,
         )
     except UsageError as error:
         raise ParameterError(error.message, param=error.message.split()[0], mend=error.mend) from error
