@@ -30,7 +30,7 @@ from serve.traffic import Traffic, TrafficSettings
 __all__ = ["App", "run_server"]
 
 _GC_THRESHOLD = (20_000, 20, 50)
-"""Objects between collections: requests leave no cycles behind, and looking for some at every 700 costs microseconds."""
+"""Objects between collections: requests leave no cycles behind, so that looking for some can be rare."""
 
 _log = logging.getLogger("serve")
 
