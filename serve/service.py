@@ -115,8 +115,8 @@ class Service:
             model = _graph(self.choose(name, version, key))
             is_chosen = self._is_compared(name, version, is_chosen)
             if counts:
-                self._follow(model, job, protocol, request_id, is_chosen=is_chosen)
-            self._submit(model, job, request_id, is_chosen=is_chosen, counts=counts)
+                self._follow(model, job, protocol, request_id, key, is_chosen=is_chosen)
+            self._submit(model, job, request_id, key, is_chosen=is_chosen, counts=counts)
         except Exception as error:
             if counts:
                 self.failed(name, protocol, error, received_ns=job.received_ns)
@@ -141,8 +141,8 @@ class Service:
             is_chosen = self._is_compared(name, version, is_chosen)
             _check_tokens(job, self.limits)
             if counts:
-                self._follow(model, job, protocol, request_id, is_chosen=is_chosen)
-            self._submit(model, job, request_id, is_chosen=is_chosen, counts=counts)
+                self._follow(model, job, protocol, request_id, key, is_chosen=is_chosen)
+            self._submit(model, job, request_id, key, is_chosen=is_chosen, counts=counts)
         except Exception as error:
             if counts:
                 self.failed(name, protocol, error, received_ns=job.received_ns)
@@ -157,7 +157,14 @@ class Service:
         return arms is None or all(self.repository.has(name, one) for one in arms.split.shares)
 
     def _submit(
-        self, model: GraphModel | TextModel, job: Any, request_id: str, *, is_chosen: bool, counts: bool
+        self,
+        model: GraphModel | TextModel,
+        job: Any,
+        request_id: str,
+        key: str | None,
+        *,
+        is_chosen: bool,
+        counts: bool,
     ) -> None:
         """Hand a job over; a refusal counts against the version, as its client sees it."""
         try:
@@ -165,7 +172,7 @@ class Service:
         except Exception as error:
             if counts and self.traffic.watches(model.name):
                 try:
-                    outcome = refusal(error, request_id)
+                    outcome = refusal(error, request_id, key=key)
                     self.traffic.observe(model.name, model.version, outcome, is_chosen=is_chosen)
                 except Exception as fault:  # noqa: BLE001 - see _note_fault
                     self._note_fault("traffic", fault)
@@ -208,6 +215,7 @@ class Service:
         job: Job | GenerationJob,
         protocol: str,
         request_id: str,
+        key: str | None,
         *,
         is_chosen: bool,
     ) -> None:
@@ -234,7 +242,7 @@ class Service:
                     self._note_fault("drift", error)
             if watched.traffic is not None:
                 try:
-                    watched.traffic.observe(ended, request_id=request_id, is_chosen=is_chosen)
+                    watched.traffic.observe(ended, request_id=request_id, is_chosen=is_chosen, key=key)
                 except Exception as error:  # noqa: BLE001 - see _note_fault
                     self._note_fault("traffic", error)
 
