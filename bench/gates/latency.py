@@ -104,10 +104,18 @@ def judge_load_latency(gate: LatencyGate, load: LoadResult) -> Verdict:
             found = _Found(outcome=Outcome.INCONCLUSIVE, said=f"{said} generator itself it would not fail")
     evidence = (
         f"{bounds.num_samples:,} requests, {num_slow:,} of them slower than the limit or failed "
-        f"({load.num_failed:,} failed); load {load.shape.description}; {load.url}, which serves this artifact as far "
-        f"as its user says; sent by {load.machine.name}"
+        f"({load.num_failed:,} failed); load {load.shape.description}; {_server(load)}; "
+        f"sent by {load.machine.name}"
     )
     return _verdict(gate, found, bounds, evidence, load.machine.name)
+
+
+def _server(load: LoadResult) -> str:
+    from bench.load.result import SERVED_HERE
+
+    if SERVED_HERE in load.notes:
+        return "`edgesmith serve` with this artifact, on the machine that sent"
+    return f"{load.url}, which serves this artifact as far as its user says"
 
 
 def _late_sending(gate: LatencyGate, load: LoadResult) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bench.histogram import Histogram
 from bench.load.plan import LoadPlan
 from bench.load.recording import COLUMNS, Recording
-from bench.load.result import Failure, LoadResult
+from bench.load.result import SERVED_HERE, Failure, LoadResult
 from bench.load.target import Target
 from bench.machine.conditions import Conditions
 from bench.machine.machine import Machine
@@ -53,7 +53,8 @@ def gather(
     cpu_ns = sum(int(state["cpu_ns"]) for state in states)
     gaps = [recording.gaps for recording in recordings]
     dropped = num_requests - len(rows)
-    said = [*target.notes, *notes, *(note for state in states for note in state["notes"])]
+    own = [SERVED_HERE] if plan.is_served_here else []
+    said = [*own, *target.notes, *notes, *(note for state in states for note in state["notes"])]
     if begin_uncertainty_s:
         said.append(f"a worker may have begun up to {begin_uncertainty_s * 1e3:.1f} ms after the others")
     num_tokens, are_chunks = _count_tokens(columns)

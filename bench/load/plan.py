@@ -50,6 +50,8 @@ class LoadPlan:
     headers: Mapping[str, str] = field(default_factory=dict)
     """Further ones of each request, such as an authorization. They are in no result."""
 
+    is_served_here: bool = False
+    """Whether the server was started for this test alone, with the artifact that it is said to have."""
     seed: int = 0
     timeout_s: float = 30.0
     """A request unanswered for so long has failed."""

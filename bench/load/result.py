@@ -22,10 +22,12 @@ from bench.machine.machine import Machine
 from bench.stats.dependence import percentile_inflation
 from bench.stats.percentiles import PercentileBounds, bound_percentile
 
-__all__ = ["INTERRUPTED", "Failure", "LoadResult"]
+__all__ = ["INTERRUPTED", "SERVED_HERE", "Failure", "LoadResult"]
 
 INTERRUPTED = "it was interrupted"
 """`stopped_because` of a load that its user ended."""
+SERVED_HERE = "the server was started for this test, with the artifact"
+"""Note of a load whose server is ours."""
 
 _MAX_LAG_NS = 1_000_000
 _MAX_LAG_SHARE = 0.05

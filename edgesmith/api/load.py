@@ -154,6 +154,7 @@ def load(
             data=data,
             model=model or (SERVED_NAME if address is not url else None),
             encoder=runs,
+            is_served_here=address is not url,
             columns=columns or {},
             batch_size=batch_size,
             stream=stream,

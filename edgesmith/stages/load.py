@@ -76,6 +76,8 @@ class ServedLoadStage(LoadStage):
         assert artifact is not None  # as those who make this stage see to
         encoder = artifact.path if artifact.kind == "onnx" else None
         with served(artifact, name=_NAME, options=["--threads", str(self.threads)]) as url:
-            plan = replace(self.plan, url=url + served_route(artifact, _NAME), encoder=encoder, model=_NAME)
+            plan = replace(
+                self.plan, url=url + served_route(artifact, _NAME), encoder=encoder, model=_NAME, is_served_here=True
+            )
             run_load(plan, progress=progress).save(folder)
         return self.seal(folder)
