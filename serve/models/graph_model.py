@@ -141,7 +141,7 @@ class GraphModel:
         return self._validator.check(arrays)
 
     def submit(self, job: Job) -> None:
-        """Take a request; its `done` is called once, later, on the loop's thread.
+        """Take a request; its `done` is called once, later (but see `Job.is_told_at_once`), on the loop's thread.
 
         Sets `job.num_rows`, and `job.deadline_ns` if the request states none. Its arrays must not be changed any more.
 
@@ -169,7 +169,10 @@ class GraphModel:
             self._set_alarm(job.deadline_ns)
         if self._can_run_here(job):
             self._executor.run_here(job)
-            self._loop.call_soon(self._deliver, (job,))
+            if job.is_told_at_once:
+                self._deliver((job,))
+            else:
+                self._loop.call_soon(self._deliver, (job,))
         else:
             self._executor.put(job)
 

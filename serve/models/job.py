@@ -22,6 +22,7 @@ class Job:
         done: Called once, on the loop's thread, with this job, whose `outputs` or `error` is then set.
         deadline_ns: On `time.monotonic_ns`; answered with an error at it, whether begun or not. None waits for ever.
         is_own_deadline: The request stated it, so that being late says nothing about the model.
+        is_told_at_once: `done` may be called before `submit` returns, where the run is brief and nothing else waits.
         is_cancelled: The client has gone: set it, and the job is dropped if it is not begun yet.
         num_rows: Length of the first axis.
         received_ns: When the request was there.
@@ -37,6 +38,7 @@ class Job:
     num_rows: int
     received_ns: int
     deadline_ns: int | None = None
+    is_told_at_once: bool = False
     is_own_deadline: bool = False
     is_cancelled: bool = False
     started_ns: int = 0

@@ -16,7 +16,7 @@ from serve.http.message import Buffer, Request, Response
 from serve.models.job import Job
 from serve.protocols.identity import request_id, sticky_key
 from serve.protocols.oip.answer import make_response
-from serve.protocols.oip.described import Described, describe_model, split_name
+from serve.protocols.oip.described import Described, Model, describe_model, split_name
 from serve.protocols.oip.inference import Inference, InferenceReader, deadline_of
 from serve.protocols.oip.preparation import Asked, Prepared
 from serve.protocols.workers import workers
@@ -149,7 +149,7 @@ class _Call:
     all, is free when it is answered, and not when Python next looks for cycles.
     """
 
-    __slots__ = ("asked", "described", "identity", "job", "prepared", "request")
+    __slots__ = ("asked", "described", "identity", "is_told", "job", "prepared", "request")
 
     def __init__(self, request: Request, asked: Asked, prepared: Prepared | None) -> None:
         self.request = request
@@ -158,12 +158,15 @@ class _Call:
         self.identity = asked.inference.id or request_id(request)
         self.described: Described | None = None
         self.job: Job | None = None
+        self.is_told = False
 
     def submit(self) -> None:
         """Hand the tensors over."""
         request, asked, prepared = self.request, self.asked, self.prepared
         timeout_us = asked.inference.timeout_us
         arrays = asked.inference.arrays if prepared is None else prepared.arrays
+        model = self._choose() if prepared is None else prepared.model
+        self.described = describe_model(model)
         first = next(iter(arrays.values()))
         job = Job(
             arrays,
@@ -172,19 +175,28 @@ class _Call:
             request.received_ns,
             deadline_of(request.received_ns, timeout_us),
             is_own_deadline=timeout_us > 0,
+            is_told_at_once=True,
         )
-        model = asked.service.infer(
+        asked.service.infer(
             asked.name,
-            asked.version if prepared is None else prepared.model.version,
+            model.version,
             job,
             protocol=PROTOCOL,
             key=asked.key,
             request_id=self.identity,
             is_chosen=asked.version is None,
         )
-        self.job = job
-        self.described = describe_model(model)
-        request.on_close(self.cancel)
+        if not self.is_told:
+            self.job = job
+            request.on_close(self.cancel)
+
+    def _choose(self) -> Model:
+        asked = self.asked
+        try:
+            return asked.service.choose(asked.name, asked.version, asked.key)
+        except Exception as error:
+            asked.service.failed(asked.name, PROTOCOL, error, received_ns=self.request.received_ns)
+            raise
 
     def cancel(self) -> None:
         """The client has gone."""
@@ -193,7 +205,7 @@ class _Call:
 
     def done(self, job: Job) -> None:
         """Answer, or say why not."""
-        self.job = None
+        self.job, self.is_told = None, True
         outputs = job.outputs
         if job.error is not None or outputs is None:
             if not job.is_cancelled:
