@@ -29,9 +29,6 @@ from serve.traffic import Traffic, TrafficSettings
 
 __all__ = ["App", "run_server"]
 
-_GC_THRESHOLD = (20_000, 20, 50)
-"""Objects between collections: requests leave no cycles behind, so that looking for some can be rare."""
-
 _log = logging.getLogger("serve")
 
 _CLOSING_S = 1.0
@@ -98,7 +95,6 @@ class App:
         self.traffic.start()
         gc.collect()
         gc.freeze()  # what is there now stays: collections need not look at it again
-        gc.set_threshold(*_GC_THRESHOLD)
 
     def _collect_drift(self) -> Any:
         return drift_families([(*key, monitor) for key, monitor in self.service.drift.items()])
