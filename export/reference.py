@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from numpy.typing import NDArray
 
+from compress.load import load_model
 from edgesmith.artifact import Signature, TensorSpec
 from edgesmith.errors import UsageError
-from export.load import load_model
 from serve.runtime.arrays import check_inputs
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from compress.load import load_model
 from edgesmith.errors import CheckpointError, UnsupportedError, UsageError
-from export.load import load_model
 from export.reference import torch_threads
 from serve.runtime.generation import GREEDY, Sampling, TextChunk, check_request, check_tokens
 from serve.runtime.sampling import choose_token

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
+from compress.load import load_model
+from compress.quiet import quiet_libraries
 from edgesmith.errors import UnsupportedError, UsageError
 from edgesmith.files import storage_errors
 from edgesmith.progress import SILENT, Progress
-from export.load import load_model
 from export.passes.base import GraphPass, PassResult, run_passes
 from export.passes.clean import Deduplicate, DropMetadata
 from export.passes.fuse_attention import FuseAttention
@@ -23,7 +24,6 @@ from export.passes.keep_layer_norm import KeepLayerNorm
 from export.passes.narrow_last_layer import NarrowLastLayer
 from export.passes.rename import Rename
 from export.passes.simplify_mask import SimplifyMask
-from export.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

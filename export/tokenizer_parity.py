@@ -7,9 +7,9 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from compress.quiet import quiet_libraries
 from edgesmith.errors import UnsupportedError, VerificationError
 from edgesmith.tasks.tokenization import TextEncoder
-from export.quiet import quiet_libraries
 
 __all__ = ["check_tokenizer"]
 

@@ -22,6 +22,7 @@ from compress.gguf.imatrix import read_imatrix, write_imatrix
 from compress.gguf.imatrix_data import Imatrix
 from compress.gguf.quantize import GgufQuantConfig, GgufQuantizer
 from compress.gguf.sensitivity import Sensitivity, measure_sensitivity
+from compress.quiet import quiet_libraries
 from edgesmith.artifact import Artifact, open_artifact, read_artifact, write_artifact
 from edgesmith.files import sha256_file
 from export.genai.to_genai import to_genai
@@ -30,7 +31,6 @@ from export.gguf.model_config import load_config
 from export.gguf.tensor_names import tensor_names
 from export.gguf.tensor_plan import plan_tensors
 from export.gguf.to_gguf import to_gguf
-from export.quiet import quiet_libraries
 from serve.runtime.gguf_file import read_gguf
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

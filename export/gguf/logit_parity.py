@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from compress.load import load_model
 from edgesmith.errors import UsageError, VerificationError
 from export.divergence import cosine
 from export.gguf.tensor_plan import FloatType
 from export.gguf.tokenizer_file import TokenizerFile
-from export.load import load_model
 from export.logit_parity import LogitParity, LogitTolerance, compare_logits
 from export.reference import torch_threads
 from serve.runtime.llama_library import LlamaContext, LlamaModel

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compress.quiet import quiet_libraries
 from edgesmith.errors import CheckpointError, UnsupportedError
-from export.quiet import quiet_libraries
 
 __all__ = ["ModelConfig", "load_config"]
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compress.quiet import quiet_libraries
 from edgesmith.errors import ArtifactError, CheckpointError, UsageError, VerificationError
 from export.gguf.conversations import Conversation, conversations
 from export.gguf.special_tokens import read_templates
 from export.gguf.tokenizer_file import TokenizerFile
-from export.quiet import quiet_libraries
 from serve.runtime.chat_template import render_chat
 from serve.runtime.gguf_file import GgufFile
 from serve.runtime.llama_library import LlamaModel, load_library

@@ -13,8 +13,8 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from compress.load import load_model
 from edgesmith.tasks import Task
-from export.load import load_model
 from export.passes.base import GraphPass, PassError, PassResult, run_passes
 from export.passes.clean import Deduplicate, DropMetadata
 from export.passes.fuse_attention import FuseAttention

@@ -16,8 +16,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from compress.quiet import quiet_libraries
 from export.gguf.parity_lines import generate_lines
-from export.quiet import quiet_libraries
 
 TEXTS = (
     "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness, "

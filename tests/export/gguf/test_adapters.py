@@ -15,6 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from compress.merge import AdapterSpec, merge_adapter
+from compress.quiet import quiet_libraries
 from edgesmith.errors import (
     ArtifactError,
     CheckpointError,
@@ -27,7 +28,6 @@ from edgesmith.errors import (
 from export.gguf.adapter_check import check_adapter
 from export.gguf.adapter_file import to_gguf_adapter
 from export.gguf.to_gguf import to_gguf
-from export.quiet import quiet_libraries
 from export.reference_generation import TorchGenerationEngine
 from serve.runtime import EngineOptions
 from serve.runtime.gguf_engine import LlamaEngine

@@ -1,4 +1,4 @@
-"""Load a checkpoint folder into torch for export and reference: safetensors only, no code of its own, fp32."""
+"""Load a checkpoint folder into torch: safetensors only, no code of its own, fp32."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
+from compress.quiet import quiet_libraries
 from edgesmith.errors import CheckpointError, UnsupportedError
-from export.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
