@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from bench.raw import compress, damage_errors, pretty_json, read_json
 from edgesmith.artifact import canonical_json
 from edgesmith.errors import DataError, VerificationError
-from edgesmith.files import atomic_write, storage_errors
+from edgesmith.files import atomic_write, sha256_file, storage_errors
 from edgesmith.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from edgesmith.tasks.base import Example, Metric, Prediction, Task
+    from edgesmith.tasks.base import Example, Metric, Picture, Prediction, Task
     from serve.runtime import Engine
 
 __all__ = ["EVALUATION", "PREDICTIONS", "Evaluation", "digest_examples", "evaluate"]
@@ -236,8 +236,14 @@ def _refuse_not_finite(vectors: NDArray[np.float32], batch: Sequence[Example], e
 
 
 def digest_examples(examples: Sequence[Example]) -> str:
-    """Hash texts and targets in their order."""
+    """Hash texts, pictures and targets in their order."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(canonical_json([example.text, example.text_pair, example.target]).encode() + b"\n")
+        if example.image is not None:
+            digest.update(_hash_of(example.image).encode())
     return f"sha256:{digest.hexdigest()}"
+
+
+def _hash_of(picture: Path | Picture) -> str:
+    return sha256_file(picture) if isinstance(picture, Path) else hashlib.sha256(picture).hexdigest()

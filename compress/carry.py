@@ -1,4 +1,4 @@
-"""What a merged checkpoint takes over besides weights: configuration, tokenizer, templates, labels."""
+"""What a new checkpoint takes over besides weights: configuration, tokenizer, templates, labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ from compress.skeleton import embeddings_of
 from edgesmith.errors import CheckpointError, MergeError, UsageError
 from edgesmith.files import atomic_write, storage_errors
 
-__all__ = ["Fit", "carry_files", "check_vocabulary", "fit_to_adapters", "merged_config"]
+__all__ = [
+    "Fit",
+    "carry_files",
+    "carry_side_files",
+    "check_vocabulary",
+    "fit_to_adapters",
+    "merged_config",
+    "write_config",
+]
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -194,9 +202,26 @@ def carry_files(base: Path, adapters: Sequence[Adapter], out: Path) -> list[str]
                 mend="Adapters that are merged together must have been trained with one tokenizer.",
             )
     source = bringing[0].path if bringing else base
-    _copy(source, out, _TOKENIZER_FILES)
-    _copy(base, out, _OTHER_FILES)
+    carry_side_files(base, out, tokenizer=source)
     return [f"tokenizer: from {source}"] if bringing else []
+
+
+def carry_side_files(source: Path, out: Path, *, tokenizer: Path | None = None) -> None:
+    """Copy all that a checkpoint has beside its weights and `config.json`, as it is.
+
+    That is the tokenizer, chat templates, generation settings, image processor, pooling and licence.
+
+    Args:
+        source: Checkpoint that a step was given.
+        out: Exists.
+        tokenizer: Folder whose tokenizer is taken, as a whole; that of `source` when None.
+
+    Raises:
+        CheckpointError: a file is a link out of its folder.
+        StorageError: a file cannot be copied.
+    """
+    _copy(tokenizer or source, out, _TOKENIZER_FILES)
+    _copy(source, out, _OTHER_FILES)
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -6,14 +6,10 @@ On the box two commands suffice: install the lock file, then `python -m serve`.
 from __future__ import annotations
 
 import ast
-import contextlib
-import gzip
-import json
 import re
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -23,6 +19,15 @@ from tempfile import TemporaryDirectory
 
 from packaging.requirements import Requirement
 
+from edgesmith.archive import (
+    ARCHIVES,
+    BUNDLE,
+    Content,
+    bundle_entries,
+    content_bytes,
+    import_zstandard,
+    pack,
+)
 from edgesmith.artifact import Artifact, open_artifact
 from edgesmith.errors import MissingExtraError, UnsupportedError, UsageError
 from edgesmith.files import publish_folder, sha256_file, storage_errors, temporary_sibling
@@ -30,8 +35,6 @@ from edgesmith.progress import SILENT, Progress
 
 __all__ = ["ARCHIVES", "Bundle", "runtime_files", "runtime_libraries", "write_bundle"]
 
-ARCHIVES = (".tar.gz", ".tgz", ".tar")
-BUNDLE = "bundle.json"
 _LOCK = "requirements.lock"
 _SERVED_KINDS = ("onnx", "gguf", "genai")
 _EVERY = ("numpy", "pydantic", "safetensors", "httptools", "uvloop", "orjson", "prometheus-client")
@@ -63,7 +66,8 @@ class Bundle:
 
     Attributes:
         path: Folder or archive.
-        size_bytes: Of all that is copied to the box.
+        size_bytes: Of all that is copied to the box: of an archive, what goes over the air.
+        unpacked_bytes: Of the files on the box's disk.
         models: Names and versions.
         libraries: What is to be installed, `name==version`.
         model_bytes: Of the artifacts.
@@ -74,6 +78,7 @@ class Bundle:
 
     path: Path
     size_bytes: int
+    unpacked_bytes: int
     models: tuple[str, ...]
     libraries: tuple[str, ...]
     model_bytes: int
@@ -218,6 +223,7 @@ def write_bundle(
         UsageError: No model, or there is something else at `out`.
         UnsupportedError: An artifact that the runtime does not serve, or wheels that do not exist for the platform.
         MissingExtraError: A library is not installed here.
+        StorageError: The disk is full, or a file cannot be read or written.
     """
     if not models:
         raise UsageError("no model is given", mend="Give NAME=PATH, such as news=release/server.")
@@ -232,91 +238,85 @@ def write_bundle(
             raise UnsupportedError(
                 f"{label}: {artifact.path} is of kind {artifact.kind!r}; bundles hold {', '.join(_SERVED_KINDS)}"
             )
-    with storage_errors(out):
+    if out.name.endswith(".tar.zst"):
+        import_zstandard()
+    runtime: dict[str, Content] = {}
+    libraries: tuple[str, ...] = ()
+    with TemporaryDirectory() as workplace, storage_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_sibling(out)
-        try:
-            temporary.mkdir()
-            made = _fill(temporary, opened, with_runtime, with_wheels, platform, progress)
-            if is_archive:
-                size_bytes = _pack(temporary, out)
-            else:
-                size_bytes = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
-                publish_folder(temporary, out)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        if with_runtime:
+            wheels = Path(workplace, "wheels")
+            runtime, libraries = _runtime_entries(opened, with_wheels, platform, wheels, progress)
+        entries = bundle_entries(opened, runtime)
+        unpacked_bytes = sum(map(content_bytes, entries.values()))
+        wheel_bytes = sum(content_bytes(one) for name, one in entries.items() if name.startswith("wheels/"))
+        size_bytes = _write(entries, out, progress)
     return Bundle(
         path=out,
         size_bytes=size_bytes,
         models=tuple(opened),
-        libraries=made.libraries,
+        libraries=libraries,
+        unpacked_bytes=unpacked_bytes,
         model_bytes=sum(artifact.size_bytes for artifact in opened.values()),
-        runtime_bytes=made.runtime_bytes,
-        wheel_bytes=made.wheel_bytes,
+        runtime_bytes=sum(path.stat().st_size for path in runtime_files().values()) if with_runtime else 0,
+        wheel_bytes=wheel_bytes,
         sha256=sha256_file(out) if is_archive else None,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Runtime:
-    """What was put in beside the models."""
+def _runtime_entries(
+    models: Mapping[str, Artifact], with_wheels: bool, platform: str | None, wheels: Path, progress: Progress
+) -> tuple[dict[str, Content], tuple[str, ...]]:
+    """The runtime's code, the lock file, its explanation and the wheels, which are fetched into a folder.
 
-    libraries: tuple[str, ...] = ()
-    runtime_bytes: int = 0
-    wheel_bytes: int = 0
-
-
-def _fill(
-    folder: Path,
-    models: Mapping[str, Artifact],
-    with_runtime: bool,
-    with_wheels: bool,
-    platform: str | None,
-    progress: Progress,
-) -> _Runtime:
-    index = []
-    for label, artifact in models.items():
-        name, _, version = label.partition(":")
-        place = f"models/{name}/{version or '1'}"
-        _copy_artifact(artifact, folder / place)
-        path = f"{place}/{artifact.path.name}" if artifact.path.is_file() else place
-        index.append({"name": name, "version": version or "1", "path": path, "digest": artifact.digest})
-    (folder / BUNDLE).write_text(json.dumps({"schema_version": 1, "models": index}, indent=1) + "\n")
-    if not with_runtime:
-        return _Runtime()
-    sources = runtime_files()
-    for name, source in sources.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, folder / name)
-    has_images = any((folder / one["path"] / "preprocessor_config.json").is_file() for one in index)
+    Returns:
+        Path inside the bundle → content, and the libraries.
+    """
+    entries: dict[str, Content] = dict(runtime_files())
+    has_images = any(
+        entry.path == "preprocessor_config.json" for artifact in models.values() for entry in artifact.manifest.files
+    )
     kinds = [artifact.kind for artifact in models.values()]
     libraries = runtime_libraries(kinds, with_images=has_images, platform=platform)
-    wheels = folder / "wheels"
-    lines = _fetch_wheels(libraries, wheels, platform, progress) if with_wheels else list(libraries)
-    (folder / _LOCK).write_text("\n".join(lines) + "\n")
-    text = _READ_ME.format(
+    lines = list(libraries)
+    if with_wheels:
+        lines = _fetch_wheels(libraries, wheels, platform, progress)
+        entries |= {f"wheels/{path.name}": path for path in wheels.iterdir()}
+    entries[_LOCK] = ("\n".join(lines) + "\n").encode()
+    entries["README.txt"] = _READ_ME.format(
         names=", ".join(models),
         install=f"{'--no-index --find-links wheels --require-hashes ' if with_wheels else ''}-r {_LOCK}",
         version=metadata.version("edgesmith"),
         python=f"{sys.version_info.major}.{sys.version_info.minor}",
         platform=f" on {platform}" if platform else "",
-    )
-    (folder / "README.txt").write_text(text)
-    return _Runtime(
-        libraries=libraries,
-        runtime_bytes=sum(source.stat().st_size for source in sources.values()),
-        wheel_bytes=sum(path.stat().st_size for path in wheels.glob("*")),
-    )
+    ).encode()
+    return entries, libraries
 
 
-def _copy_artifact(artifact: Artifact, folder: Path) -> None:
-    """Copy what the manifest names, and the manifest; nothing that happens to lie beside a bare file."""
-    names = [entry.path for entry in artifact.manifest.files]
-    if (artifact.folder / "manifest.json").is_file() and artifact.path.is_dir():
-        names.append("manifest.json")
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(artifact.folder / name, folder / name)
+def _write(entries: Mapping[str, Content], out: Path, progress: Progress) -> int:
+    """Write a folder or an archive, which appears whole or not at all; its size."""
+    temporary = temporary_sibling(out)
+    if out.name.endswith(ARCHIVES):
+        try:
+            with temporary.open("wb") as file:
+                pack(entries, file, name=out.name, progress=progress)
+            temporary.replace(out)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return out.stat().st_size
+    try:
+        for name, content in entries.items():
+            path = temporary / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, bytes):
+                path.write_bytes(content)
+            else:
+                shutil.copyfile(content, path)
+        size_bytes = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
+        publish_folder(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return size_bytes
 
 
 def _fetch_wheels(libraries: Iterable[str], folder: Path, platform: str | None, progress: Progress) -> list[str]:
@@ -342,29 +342,3 @@ def _fetch_wheels(libraries: Iterable[str], folder: Path, platform: str | None, 
         )
     by_name = {_normal(path.name.split("-")[0]): path for path in folder.glob("*.whl")}
     return [f"{one} --hash=sha256:{sha256_file(by_name[one.split('==')[0]])}" for one in libraries]
-
-
-def _pack(folder: Path, out: Path) -> int:
-    """Write an archive whose bytes depend on nothing but the content; its size."""
-    part = temporary_sibling(out)
-    root = out.name
-    for ending in ARCHIVES:
-        root = root.removesuffix(ending)
-    try:
-        with contextlib.ExitStack() as stack:
-            raw = stack.enter_context(part.open("wb"))
-            stream = (
-                raw
-                if out.name.endswith(".tar")
-                else stack.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=6, mtime=0))
-            )
-            archive = stack.enter_context(tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT))
-            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-                entry = tarfile.TarInfo(f"{root}/{path.relative_to(folder).as_posix()}")
-                entry.size, entry.mode = path.stat().st_size, 0o644
-                with path.open("rb") as content:
-                    archive.addfile(entry, content)
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
-    return out.stat().st_size

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from edgesmith.errors import StorageError
-from edgesmith.progress import Advance, Progress
+from edgesmith.progress import Progress, Report
 from edgesmith.units import format_seconds
 
 __all__ = ["ConsoleProgress", "fail", "output_errors", "print_facts", "print_json", "print_table", "say", "write"]
@@ -30,7 +30,7 @@ class ConsoleProgress(Progress):
         self._columns: Any = None
 
     @contextmanager
-    def bar(self, description: str, total: float | None = None) -> Iterator[Advance]:
+    def bar(self, description: str, total: float | None = None) -> Iterator[Report]:
         """Show one bar, or a line at the start, every ten seconds and at the end."""
         if not self._live:
             yield from self._lines(description, total)
@@ -42,19 +42,23 @@ class ConsoleProgress(Progress):
         columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
         with Bars(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bars:
             task = bars.add_task(description, total=total)
-            yield lambda done: bars.advance(task, done)
 
-    def _lines(self, description: str, total: float | None) -> Iterator[Advance]:
+            def advance(amount: float, /, text: str = "") -> None:
+                bars.update(task, advance=amount, description=f"{description} · {text}" if text else description)
+
+            yield advance
+
+    def _lines(self, description: str, total: float | None) -> Iterator[Report]:
         start = last = time.monotonic()
         done = 0.0
 
-        def advance(amount: float) -> None:
+        def advance(amount: float, /, text: str = "") -> None:
             nonlocal done, last
             done += amount
             if (now := time.monotonic()) - last >= _PLAIN_INTERVAL_S:
                 last = now
                 of = f" of {total:g}" if total else ""
-                self.note(f"{description}: {done:g}{of} after {format_seconds(now - start)}")
+                self.note(f"{description}: {done:g}{of} after {format_seconds(now - start)}{text and f' · {text}'}")
 
         yield advance
         if (elapsed := time.monotonic() - start) >= 1:

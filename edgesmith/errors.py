@@ -18,6 +18,7 @@ __all__ = [
     "RecipeError",
     "ServerError",
     "StorageError",
+    "TrainingError",
     "UnsupportedError",
     "UsageError",
     "VerificationError",
@@ -61,6 +62,10 @@ class ServerError(EdgesmithError):
 
 class StorageError(EdgesmithError):
     """The disk is full, or a folder cannot be read or written."""
+
+
+class TrainingError(EdgesmithError):
+    """Training that cannot go on: its loss is no number any more, or it does not fit into memory."""
 
 
 class DataError(EdgesmithError):

@@ -216,7 +216,7 @@ def _remove_outdated(out: Path, index: ReleaseIndex) -> None:
 
 def _parts(made: Made, target: TargetResult) -> dict[str, Artifact]:
     """Folder of evidence → what was measured for a target."""
-    found = {**target.evidence, "merge": made.merge_proof}
+    found = {**target.evidence, "merge": made.checkpoints.merge_proof}
     return {part: evidence for part, evidence in found.items() if evidence is not None}
 
 
@@ -276,7 +276,7 @@ def _lineage(made: Made, target: TargetResult) -> tuple[Ancestor, ...]:
     """The artifact, then what it was made from, the nearest first."""
     found: dict[str, Ancestor] = {}
     roles: dict[str, str] = {}
-    for artifact in (target.artifact, target.unquantized, made.checkpoint):
+    for artifact in (target.artifact, target.unquantized, *reversed(made.checkpoints.chain)):
         if artifact is None or artifact.digest in found:
             continue
         manifest = artifact.manifest

@@ -23,6 +23,8 @@ Needs = Sequence[tuple[str, Artifact | None]]
 class Walker(Protocol):
     """Decides what happens at each step."""
 
+    store: Store
+
     def step(self, name: str, does: str, needs: Needs, stage: Callable[[], Stage]) -> Artifact | None:
         """Handle one step; `stage` may be called only when all that it needs is there."""
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgesmith.errors import DataError
 from edgesmith.tasks.base import Example, Task
+from edgesmith.tasks.text_task import TextTask
 
 __all__ = ["Batch", "make_batches"]
 
@@ -23,18 +24,17 @@ class Batch:
     """Encoded rows and the texts that they came from.
 
     Attributes:
-        arrays: What an engine is given, each of shape [batch, length].
-        texts: One for each row.
+        arrays: What an engine is given, each of shape [batch, length] or [batch, channels, height, width].
+        texts: One for each row; of a picture its name.
     """
 
     arrays: dict[str, NDArray[Any]]
     texts: tuple[str, ...]
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Batch and length."""
-        first = next(iter(self.arrays.values()))
-        return int(first.shape[0]), int(first.shape[1])
+    def shape(self) -> tuple[int, ...]:
+        """Batch and length, or batch, channels, height and width."""
+        return tuple(map(int, next(iter(self.arrays.values())).shape))
 
 
 def make_batches(task: Task, examples: Sequence[Example], *, batch_size: int = 8) -> list[Batch]:
@@ -47,7 +47,7 @@ def make_batches(task: Task, examples: Sequence[Example], *, batch_size: int = 8
 
     Returns:
         Padded batches of mixed lengths, then single rows of odd and of even length, then one row as long as the
-        model takes (512 tokens at most), made of the texts in a row.
+        model takes (512 tokens at most), made of the texts in a row. Of pictures, batches and single rows.
 
     Raises:
         DataError: There are no examples.
@@ -59,6 +59,8 @@ def make_batches(task: Task, examples: Sequence[Example], *, batch_size: int = 8
     mixed = [by_length[start::num_batches] for start in range(num_batches)]
     singles = [by_length[index * (len(by_length) - 1) // _NUM_SINGLE] for index in range(1, _NUM_SINGLE + 1)]
     batches = [_encode(task, rows) for rows in mixed]
+    if not isinstance(task, TextTask):
+        return [*batches, *(_encode(task, [row]) for row in singles)]
     batches += [_cropped(_encode(task, [row]), odd=index % 2 == 0) for index, row in enumerate(singles)]
     return [*batches, _longest(task, examples)]
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from compress.load import load_model
 from edgesmith.artifact import Signature, TensorSpec
 from edgesmith.errors import UsageError
+from export.inputs import BATCH, SEQUENCE, input_specs, sample_inputs
 from serve.runtime.arrays import check_inputs
 
 if TYPE_CHECKING:
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TorchEngine", "torch_threads"]
 
-_AXES = ("batch", "sequence")
-_SAMPLES = ((2, 3), (4, 5))
+_SAMPLES = ({BATCH: 2, SEQUENCE: 3}, {BATCH: 4, SEQUENCE: 5})
 
 
 class TorchEngine:
@@ -78,8 +78,8 @@ def torch_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _run_ones(model: PreTrainedModel, task: Task, sizes: tuple[int, int]) -> Any:
-    sample = {name: torch.ones(sizes, dtype=torch.int64) for name in task.input_names}
+def _run_sample(model: PreTrainedModel, task: Task, sizes: Mapping[str, int]) -> Any:
+    sample = {name: torch.from_numpy(array) for name, array in sample_inputs(task, sizes).items()}
     with torch.inference_mode():
         return model(**sample, return_dict=True)
 
@@ -89,13 +89,13 @@ def _signature_of(model: PreTrainedModel, task: Task) -> Signature:
 
     One run would not do: a size that an input has may also be a number of labels.
     """
-    outputs, larger = (_run_ones(model, task, sizes) for sizes in _SAMPLES)
+    outputs, larger = (_run_sample(model, task, sizes) for sizes in _SAMPLES)
     missing = [name for name in task.output_names if outputs.get(name) is None]
     if missing:
         raise UsageError(f"{type(model).__name__} gives {list(outputs)}, but {task.name} needs {missing}")
-    free = dict(zip(zip(*_SAMPLES, strict=True), _AXES, strict=True))
+    free = {tuple(sizes[axis] for sizes in _SAMPLES): axis for axis in (BATCH, SEQUENCE)}
     return Signature(
-        inputs=tuple(TensorSpec(name=name, dtype="int64", shape=_AXES) for name in task.input_names),
+        inputs=input_specs(task),
         outputs=tuple(
             TensorSpec(
                 name=name,

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import numpy as np
 import onnx_ir as ir
 import torch
-from numpy.typing import NDArray
 from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
 from compress.load import load_model
@@ -17,6 +15,7 @@ from compress.quiet import quiet_libraries
 from edgesmith.errors import UnsupportedError, UsageError
 from edgesmith.files import storage_errors
 from edgesmith.progress import SILENT, Progress
+from export.inputs import BATCH, SEQUENCE, free_axes, sample_inputs
 from export.passes.base import GraphPass, PassResult, run_passes
 from export.passes.clean import Deduplicate, DropMetadata
 from export.passes.fuse_attention import FuseAttention
@@ -44,7 +43,7 @@ _MIN_OPSET, _MAX_OPSET = 18, 23
 _ONE_FILE_BYTES = 2_000_000_000  # a protobuf file ends at 2³¹ bytes, graph included
 _SHORTEST = 3  # tokens; with special tokens a text of one word
 _EXPORT_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError)
-_SAMPLE = (2, 7)  # batch and length; 1 would be frozen as a constant
+_SAMPLE = {BATCH: 2, SEQUENCE: 7}  # 1 would be frozen as a constant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +87,8 @@ def export_onnx(
 ) -> ExportResult:
     """Export a checkpoint's model to `model.onnx` in fp32.
 
-    Batch and length are free, and the batch axis is one for all inputs. The same checkpoint gives the same
-    bytes with the same libraries.
+    Batch and length are free, and the batch axis is one for all inputs; pictures have the height and width that the
+    processor gives them. The same checkpoint gives the same bytes with the same libraries.
 
     Args:
         checkpoint: Hugging Face folder with safetensors weights.
@@ -117,7 +116,7 @@ def export_onnx(
         advance(1)
         _select_outputs(graph_model, task)
         _order_inputs(graph_model, task)
-        passes = run_passes(graph_model, _compose(model, optimize_for))
+        passes = run_passes(graph_model, _compose(model, task, optimize_for))
         domains = _check_domains(graph_model, optimize_for)
         advance(1)
         files, weight_bytes = _save(graph_model, destination, one_file_bytes)
@@ -148,12 +147,13 @@ def _choose_opset(opset: int | None, optimize_for: OptimizeFor) -> int:
     return opset
 
 
-def _compose(model: PreTrainedModel, optimize_for: OptimizeFor) -> list[GraphPass]:
+def _compose(model: PreTrainedModel, task: Task, optimize_for: OptimizeFor) -> list[GraphPass]:
     passes: list[GraphPass] = [DropMetadata(), Deduplicate(), SimplifyMask()]
     if optimize_for == "onnxruntime-cpu":
         passes.append(FuseAttention())
     weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    return [*passes, KeepLayerNorm(), NarrowLastLayer(), Deduplicate(), Rename(weights, axes=("batch", "sequence"))]
+    axes = tuple(axis for axis in (BATCH, SEQUENCE) if axis in free_axes(task)[task.input_names[0]].values())
+    return [*passes, KeepLayerNorm(), NarrowLastLayer(), Deduplicate(), Rename(weights, axes=axes)]
 
 
 def trace(model: PreTrainedModel, task: Task, opset: int) -> tuple[ir.Model, list[str]]:
@@ -172,10 +172,15 @@ def trace(model: PreTrainedModel, task: Task, opset: int) -> tuple[ir.Model, lis
     """
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False
+    is_text = any(SEQUENCE in axes.values() for axes in free_axes(task).values())
     try:
         return _export(model, task, opset, shortest=None)
-    except _EXPORT_ERRORS:  # some models pad or shift by a token, which a trace cannot tell from length 1 or 2
-        pass
+    except _EXPORT_ERRORS as error:  # some models pad or shift by a token, which a trace cannot tell from length 1 or 2
+        if not is_text:
+            raise UnsupportedError(
+                f"{type(model).__name__} cannot be exported to ONNX with a free batch: {_last_cause(error)}",
+                mend="ResNet, ViT and ConvNeXt are tested; report this one with its config.json.",
+            ) from error
     try:
         program, notes = _export(model, task, opset, shortest=_SHORTEST)
     except _EXPORT_ERRORS as error:
@@ -187,10 +192,13 @@ def trace(model: PreTrainedModel, task: Task, opset: int) -> tuple[ir.Model, lis
 
 
 def _export(model: PreTrainedModel, task: Task, opset: int, *, shortest: int | None) -> tuple[ir.Model, list[str]]:
-    batch = torch.export.Dim("batch")
-    sequence = torch.export.Dim("sequence", min=shortest, max=_longest(model))
-    sample = _sample_inputs(model, task)
-    shapes = {name: {0: batch, 1: sequence} for name in sample}
+    free = {
+        BATCH: torch.export.Dim(BATCH),
+        SEQUENCE: torch.export.Dim(SEQUENCE, min=shortest, max=_longest(model)),
+    }
+    arrays = sample_inputs(task, _SAMPLE, vocab_size=_vocabulary(model))
+    sample = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    shapes = {name: {place: free[axis] for place, axis in axes.items()} for name, axes in free_axes(task).items()}
     with quiet_libraries() as heard:
         config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=opset)
         exported = OnnxExporter().export(model, sample, config=config)
@@ -211,18 +219,6 @@ def _longest(model: PreTrainedModel) -> int | None:
     """Longest sequence that the position embeddings have room for; None if the model has no limit."""
     limit = getattr(model.config, "max_position_embeddings", None)
     return int(limit) if isinstance(limit, int) and limit > 0 else None
-
-
-def _sample_inputs(model: PreTrainedModel, task: Task) -> dict[str, torch.Tensor]:
-    """Inputs of the task's kind, with padding in the second row."""
-    ids: NDArray[np.int64] = np.random.default_rng(0).integers(5, _vocabulary(model), _SAMPLE, dtype=np.int64)
-    mask = np.ones(_SAMPLE, np.int64)
-    mask[1, -2:] = 0
-    known = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros(_SAMPLE, np.int64)}
-    unknown = [name for name in task.input_names if name not in known]
-    if unknown:
-        raise UnsupportedError(f"the inputs {unknown} of {task.name} cannot be exported yet")
-    return {name: torch.from_numpy(known[name]) for name in task.input_names}
 
 
 def _vocabulary(model: PreTrainedModel) -> int:

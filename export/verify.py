@@ -60,7 +60,7 @@ class Verification:
         task: Name of the task.
         precision: Whose limits were applied.
         num_rows: Rows compared.
-        shapes: Batch and length of every call.
+        shapes: Of every call's inputs: batch and length, or batch, channels, height and width.
         metrics: Figures over all rows.
         rows: Figures of each row, in order.
         limits: What the figures were held against.
@@ -72,7 +72,7 @@ class Verification:
     task: str
     precision: str
     num_rows: int
-    shapes: tuple[tuple[int, int], ...]
+    shapes: tuple[tuple[int, ...], ...]
     metrics: Mapping[str, float]
     rows: Mapping[str, tuple[float, ...]]
     limits: Tolerance
@@ -187,7 +187,7 @@ class _Rows:
         names = ("kl", "top1", "top1_decided") if logits else ("cosine",)
         self.figures: dict[str, list[NDArray[np.float64]]] = {name: [] for name in ("max_abs", *names)}
         self.texts: list[str] = []
-        self.shapes: list[tuple[int, int]] = []
+        self.shapes: list[tuple[int, ...]] = []
         self.total_abs = 0.0
         self.num_elements = 0
         self.largest = 0.0
@@ -251,7 +251,7 @@ def _comparable(
     Raises:
         VerificationError: The candidate's is missing, misshapen or not finite.
     """
-    where = f"on a batch of {batch.shape[0]} × {batch.shape[1]} tokens"
+    where = f"on a batch of {_size(batch)}"
     if actual is None:
         raise VerificationError(f"the output {name!r} is missing")
     if actual.shape != expected.shape:
@@ -272,10 +272,13 @@ def _insist_finite(array: NDArray[Any], what: str, batch: Batch) -> None:
     if not finite.all():
         row = int(np.argmin(finite))
         raise VerificationError(
-            f"{what} is NaN or infinite on a batch of {batch.shape[0]} × {batch.shape[1]} tokens, first in row {row}: "
-            f"{_shown(batch.texts[row])!r}",
+            f"{what} is NaN or infinite on a batch of {_size(batch)}, first in row {row}: {_shown(batch.texts[row])!r}",
             mend="A weight is not finite or a range overflows; check the checkpoint and the calibration.",
         )
+
+
+def _size(batch: Batch) -> str:
+    return " × ".join(map(str, batch.shape)) + (" tokens" if len(batch.shape) == 2 else " values")
 
 
 def _tokens(batch: Batch, like: NDArray[Any]) -> NDArray[np.bool_]:

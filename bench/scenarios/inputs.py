@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesmith.errors import DataError
+from edgesmith.errors import DataError, UsageError
+from edgesmith.tasks import TextTask
 
 if TYPE_CHECKING:
     from edgesmith.tasks.base import Example, Task
@@ -29,8 +30,9 @@ class Inputs:
 
 
 def num_tokens(arrays: Arrays) -> int:
-    """Length of a request's rows in tokens, padding included."""
-    return int(next(iter(arrays.values())).shape[1])
+    """Length of a request's rows in tokens, padding included; 0 of pictures."""
+    first = next(iter(arrays.values()))
+    return int(first.shape[1]) if first.ndim == 2 else 0
 
 
 def encode_inputs(
@@ -48,16 +50,19 @@ def encode_inputs(
         examples: Real ones, at least one.
         num_inputs: How many different requests at the most, taken evenly from the examples.
         length: Exact number of tokens of every row: short texts are continued with the next ones, long ones
-            are cut, nothing is padded. By default each request is padded to its longest text.
+            are cut, nothing is padded. By default each request is padded to its longest text. Pictures have none.
         batch_size: Rows of a request. Where the examples are too few, they are used again.
 
     Raises:
         DataError: There are no examples, or all of their tokens are fewer than `length`.
+        UsageError: A length was asked for pictures.
     """
     if not examples:
         raise DataError("no examples to time", mend="Give a data file with rows.")
     wanted = num_inputs * batch_size
     step = max(1, len(examples) // wanted)
+    if length is not None and not isinstance(task, TextTask):
+        raise UsageError(f"requests of {length} tokens were asked for, but {task.name} has none", mend="Ask for none.")
     if length is not None:
         in_turn = (example for first in range(step) for example in examples[first::step])
         return _of_length(task, in_turn, length, batch_size=batch_size, num_inputs=num_inputs)
@@ -65,12 +70,20 @@ def encode_inputs(
     count = max(1, len(chosen) // batch_size)
     groups = [[chosen[(start + row * count) % len(chosen)] for row in range(batch_size)] for start in range(count)]
     encoded = tuple(task.encode(group) for group in groups)
+    return Inputs(arrays=encoded, description=_describe(encoded, batch_size))
+
+
+def _describe(encoded: Sequence[Arrays], batch_size: int) -> str:
+    first = next(iter(encoded[0].values()))
+    if first.ndim == 4:
+        what = "real pictures" if batch_size == 1 else f"batches of {batch_size} real pictures"
+        return f"{len(encoded)} {what} of {'×'.join(map(str, first.shape[1:]))}"
     tokens = [num_tokens(arrays) for arrays in encoded]
     what = "real texts" if batch_size == 1 else f"batches of {batch_size} real texts"
     spread = f"{min(tokens)} to {max(tokens)} tokens, median {int(np.median(tokens))}"
     if min(tokens) == max(tokens):
         spread = f"{min(tokens)} tokens each"
-    return Inputs(arrays=encoded, description=f"{len(encoded)} {what} of {spread}")
+    return f"{len(encoded)} {what} of {spread}"
 
 
 def _of_length(task: Task, examples: Iterable[Example], length: int, *, batch_size: int, num_inputs: int) -> Inputs:

@@ -22,6 +22,7 @@ from bench.strict import check_numbers
 from edgesmith.errors import DataError, UsageError
 from edgesmith.files import atomic_write
 from edgesmith.progress import SILENT, Progress
+from edgesmith.tasks import TextTask
 
 if TYPE_CHECKING:
     from edgesmith.artifact import Artifact
@@ -40,7 +41,7 @@ class SweepOptions:
 
     batch_sizes: tuple[int, ...] = (1, 4, 16)
     lengths: tuple[int | None, ...] = (None, 32, 128, 256)
-    """Tokens of a row; None is the texts' own length."""
+    """Tokens of a row; None is the texts' own length. Pictures have none: theirs is one cell for each batch."""
     seconds: float = 1.0
     """Of one cell."""
     min_requests: int = 7
@@ -192,7 +193,9 @@ _Cell = tuple[int, int | None, Inputs]
 def _cells(task: Task, examples: Sequence[Example], options: SweepOptions) -> tuple[list[_Cell], list[str]]:
     cells: list[_Cell] = []
     left_out = []
-    for length in options.lengths:
+    # Pictures have no length: one cell for each size of a batch.
+    lengths = options.lengths if isinstance(task, TextTask) else (None,)
+    for length in lengths:
         if length is not None and task.max_length is not None and length > task.max_length:
             left_out.append(f"{length} tokens: the model takes {task.max_length} at the most")
             continue

@@ -108,10 +108,13 @@ class DynamicInt8Config:
     """7-bit weight codes (±64): right on x86 without VNNI, at twice the weight error."""
     smoothing: SmoothingConfig | None = None
     """How outlying channels of activations are treated; needs calibration rows."""
+    clusters: int | None = None
+    """Most distinct codes of a tensor; `None` for all that its type has."""
     memory_budget_mb: int = 256
     """Calibration observes as many tensors at once as fit, and runs the rows again for the others."""
 
     def __post_init__(self) -> None:
+        _check_clusters(self.clusters)
         _check_budget(self.memory_budget_mb)
 
 
@@ -129,6 +132,8 @@ class StaticInt8Config:
     """Integer type of activations."""
     smoothing: SmoothingConfig | None = field(default_factory=SmoothingConfig)
     """How outlying channels of activations are treated; `None` leaves them as they are."""
+    clusters: int | None = None
+    """Most distinct codes of a tensor; `None` for all that its type has."""
     calibration: CalibrationMethod = CalibrationMethod.MIN_MAX
     """How ranges are chosen."""
     percentile: float = 99.99
@@ -139,7 +144,13 @@ class StaticInt8Config:
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
             raise ValueError(f"percentile={self.percentile}: must be in (50, 100]")
+        _check_clusters(self.clusters)
         _check_budget(self.memory_budget_mb)
+
+
+def _check_clusters(clusters: int | None) -> None:
+    if clusters is not None and not 2 <= clusters <= 128:
+        raise ValueError(f"clusters={clusters}: must be 2 to 128, or left out")
 
 
 def _check_budget(memory_budget_mb: int) -> None:

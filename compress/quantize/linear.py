@@ -9,9 +9,10 @@ import onnx_ir as ir
 
 from compress.quantize.config import DynamicInt8Config, StaticInt8Config, WeightType
 from compress.quantize.graph import Builder, is_constant, only_consumer
-from compress.quantize.kernels import ActivationScale, quantize_symmetric, relative_error
+from compress.quantize.kernels import ActivationScale
 from compress.quantize.layers import Linear
 from compress.quantize.result import QuantizedNode
+from compress.quantize.weights import CodedWeight, code_weight
 
 __all__ = ["DynamicLinearRewriter", "StaticLinearRewriter"]
 
@@ -46,22 +47,30 @@ class _Weights:
     def __init__(self, builder: Builder, config: DynamicInt8Config | StaticInt8Config) -> None:
         self._builder = builder
         self._config = config
-        self._written: dict[tuple[ir.Value, bool, ir.Value | None], tuple[ir.Value, ir.Value, ir.Value, float]] = {}
+        self._written: dict[
+            tuple[ir.Value, bool, ir.Value | None], tuple[ir.Value, ir.Value, ir.Value, CodedWeight]
+        ] = {}
 
-    def write(self, layer: Linear) -> tuple[ir.Value, ir.Value, ir.Value, float]:
-        """Return codes [K, N], scale [N], zero point [N], and the relative error."""
+    def write(self, layer: Linear) -> tuple[ir.Value, ir.Value, ir.Value, CodedWeight]:
+        """Return codes [K, N], scale [N], zero point [N], and what they are."""
         transposed = bool(layer.node.attributes.get_int("transB", 0)) if layer.node.op_type == "Gemm" else False
         key = layer.weight, transposed, layer.scaled
         if key not in self._written:
             name = layer.weight.name or "weight"
-            unsigned = self._config.weight_type is WeightType.UINT8
-            array = quantize_symmetric(layer.matrix, axis=1, reduce_range=self._config.reduce_range, unsigned=unsigned)
+            coded = code_weight(
+                layer.matrix,
+                axis=1,
+                clusters=self._config.clusters,
+                reduce_range=self._config.reduce_range,
+                unsigned=self._config.weight_type is WeightType.UINT8,
+            )
+            array = coded.array
             zeros = np.full(array.scale.shape, array.zero_point, array.codes.dtype)
             self._written[key] = (
                 self._builder.constant(f"{name}_{array.codes.dtype}", array.codes),
                 self._builder.constant(f"{name}_scale", array.scale),
                 self._builder.constant(f"{name}_zero_point", zeros),
-                relative_error(layer.matrix, array),
+                coded,
             )
         return self._written[key]
 
@@ -84,7 +93,7 @@ class DynamicLinearRewriter:
     def rewrite_(self, layer: Linear) -> QuantizedNode:
         """Replace one layer in its graph."""
         node, name, make = layer.node, layer.node.name or "linear", self._builder.node
-        codes, scale, zeros, error = self._weights.write(layer)
+        codes, scale, zeros, coded = self._weights.write(layer)
         x, x_scale, x_zero = self._quantized(layer)
         inputs = [x, codes, x_zero, zeros] if self._unsigned else [x, codes, x_zero]
         [product] = make("MatMulInteger", inputs, name=f"{name}_integer", before=node)
@@ -93,7 +102,7 @@ class DynamicLinearRewriter:
         [step] = make("Mul", [x_scale, scale], name=f"{name}_step", before=node)
         [result] = make("Mul", [floats, step], name=f"{name}_scaled", before=node)
         _finish_(self._builder, layer, result, sum_operator="Add")
-        return QuantizedNode(name, node.op_type, layer.weight.name or "", layer.matrix.shape, error)
+        return coded.as_node(node, layer.weight)
 
     def _quantized(self, layer: Linear) -> tuple[ir.Value, ir.Value, ir.Value]:
         if layer.activation not in self._activations:
@@ -121,7 +130,7 @@ class StaticLinearRewriter:
     def rewrite_(self, layer: Linear) -> QuantizedNode:
         """Replace one layer in its graph."""
         node, name, make = layer.node, layer.node.name or "linear", self._builder.node
-        codes, scale, zeros, error = self._weights.write(layer)
+        codes, scale, zeros, coded = self._weights.write(layer)
         if codes not in self._matrices:
             [self._matrices[codes]] = make(
                 "DequantizeLinear",
@@ -134,7 +143,7 @@ class StaticLinearRewriter:
         [result] = make("MatMul", inputs, name=f"{name}_quantized", before=node)
         # Sum: as Add the bias would be fused with a GELU after it, which is slower, or hide the product in a Gemm.
         _finish_(self._builder, layer, result, sum_operator="Sum")
-        return QuantizedNode(name, node.op_type, layer.weight.name or "", layer.matrix.shape, error)
+        return coded.as_node(node, layer.weight)
 
     def _quantized(self, layer: Linear) -> ir.Value:
         x = layer.activation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,6 +29,10 @@ class QuantizedNode:
     """The shape of its weight."""
     weight_error: float
     """Root mean square of the weight's error, relative to that of the weight."""
+    bits_per_weight: float
+    """Order-0 entropy of its codes: what the file's compressed form needs at least, short of patterns in it."""
+    bits_before_sharing: float
+    """The same before codes were shared; equal where they were not."""
 
 
 @dataclass(frozen=True)
@@ -60,3 +65,19 @@ class QuantizeResult:
     def ratio(self) -> float:
         """How many times smaller the file became."""
         return self.size_before_bytes / self.size_after_bytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Entropy of the codes, the mean over all quantized weights."""
+        return self._mean({node.weight: (node.bits_per_weight, node.shape) for node in self.quantized})
+
+    @property
+    def bits_before_sharing(self) -> float:
+        """The same before codes were shared."""
+        return self._mean({node.weight: (node.bits_before_sharing, node.shape) for node in self.quantized})
+
+    @staticmethod
+    def _mean(bits: Mapping[str, tuple[float, tuple[int, ...]]]) -> float:
+        """Mean over the elements of each weight; one that several nodes read counts once."""
+        total = sum(math.prod(shape) for _, shape in bits.values())
+        return sum(value * math.prod(shape) for value, shape in bits.values()) / max(total, 1)

@@ -155,7 +155,7 @@ def _rewrite_(
     ranges: Mapping[str, tuple[float, float]],
     progress: Progress,
 ) -> tuple[QuantizedNode, ...]:
-    embedding = EmbeddingRewriter(builder)
+    embedding = EmbeddingRewriter(builder, config.clusters)
     linear: DynamicLinearRewriter | StaticLinearRewriter
     if isinstance(config, StaticInt8Config):
         linear = StaticLinearRewriter(builder, config, _scales(ranges, config))

@@ -85,6 +85,7 @@ def quantize_onnx(
     smoothing: bool | None = None,
     reduce_range: bool = False,
     exclude: Sequence[str] = (),
+    clusters: int | None = None,
     columns: Mapping[str, str] | None = None,
     seed: int = 0,
     progress: Progress = SILENT,
@@ -102,6 +103,7 @@ def quantize_onnx(
         smoothing: Scale down outlying activation channels first, on the calibration rows; by default static does.
         reduce_range: 7-bit weights, for x86 without VNNI.
         exclude: Shell patterns of node and weight names that stay in float.
+        clusters: Most distinct values of each weight tensor, 2 to 128, for a smaller download.
         columns: The task's column → the file's.
         seed: Of every draw.
         progress: Shows how far it is.
@@ -129,6 +131,7 @@ def quantize_onnx(
             smoothing=smoothing,
             reduce_range=reduce_range,
             exclude=tuple(exclude),
+            clusters=clusters,
         ),
         rows=rows,
         calibration=Rows(path=calibration, num=num_samples, seed=seed, columns=columns or {}) if calibration else None,

@@ -16,11 +16,11 @@ __all__ = ["check", "doctor", "inspect", "predict"]
 
 
 def predict(artifact: Path, texts: Sequence[str], *, threads: int = 1) -> list[dict[str, Any]]:
-    """Answer texts with an artifact.
+    """Answer texts with an artifact, or of one that classifies pictures the pictures in the files of these names.
 
     Raises:
         ArtifactError: the artifact is damaged.
-        DataError: there is no text.
+        DataError: there is no text, or a picture cannot be read.
     """
     from edgesmith.artifact import open_artifact
     from edgesmith.stages.engines import GENERATES
@@ -37,8 +37,9 @@ def predict(artifact: Path, texts: Sequence[str], *, threads: int = 1) -> list[d
     answers = []
     try:
         for text in texts:
-            arrays = task.encode([text])
-            answers += task.decode(engine.run(arrays), arrays, [text])
+            given = task.read_argument(text)
+            arrays = task.encode([given])
+            answers += task.decode(engine.run(arrays), arrays, [given])
     finally:
         engine.close()
     return answers

@@ -31,7 +31,7 @@ def proof_rows(
     from edgesmith.stages.rows import Rows
 
     if data is None:
-        progress.note("verified on packaged English sentences; give --data for rows of your own")
+        progress.note("verified on packaged examples; give --data for rows of your own")
     return Rows(path=data, num=num if data else None, seed=seed, columns=columns or {})
 
 

@@ -149,6 +149,7 @@ def quantize(
     smoothing: bool | None = None,
     reduce_range: bool | None = None,
     exclude: Sequence[str] | None = None,
+    clusters: int | None = None,
     type: str | None = None,  # noqa: A002
     bits_per_weight: float | None = None,
     max_mb: float | None = None,
@@ -173,6 +174,7 @@ def quantize(
         smoothing: onnx: scale down outlying activation channels first; by default static does.
         reduce_range: onnx: 7-bit weights, for x86 without VNNI.
         exclude: onnx: shell patterns of node and weight names that stay in float.
+        clusters: onnx: most distinct values of each weight tensor, 2 to 128, for a smaller download.
         type: gguf: llama.cpp's name of a mix of types.
         bits_per_weight: gguf: choose each tensor's type within this mean.
         max_mb: gguf: the same within a file of so many megabytes.
@@ -200,7 +202,13 @@ def quantize(
     from edgesmith.artifact import open_artifact
 
     given: dict[str, dict[str, Any]] = {
-        "onnx": {"method": method, "smoothing": smoothing, "reduce_range": reduce_range, "exclude": exclude},
+        "onnx": {
+            "method": method,
+            "smoothing": smoothing,
+            "reduce_range": reduce_range,
+            "exclude": exclude,
+            "clusters": clusters,
+        },
         "gguf": {
             "type": type,
             "bits_per_weight": bits_per_weight,

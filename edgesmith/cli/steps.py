@@ -245,6 +245,15 @@ def quantize(
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="onnx: nodes or weights that stay in float.")
     ] = None,
+    clusters: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            max=128,
+            help="onnx: values that a tensor's weights share: as large and as fast, but a smaller download. "
+            "\\[default: not shared]",
+        ),
+    ] = None,
     columns: Columns = None,
     threads: Threads = 1,
     seed: Seed = 0,
@@ -260,6 +269,7 @@ def quantize(
         smoothing=smoothing,
         reduce_range=reduce_range,
         exclude=exclude,
+        clusters=clusters,
         type=type,
         bits_per_weight=bits_per_weight,
         max_mb=max_mb,

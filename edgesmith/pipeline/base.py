@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgesmith.artifact import Artifact, Kind, open_artifact
+from edgesmith.data import data_digest
 from edgesmith.errors import UsageError
 from edgesmith.gates import Gates
 from edgesmith.hub import locate_checkpoint
+from edgesmith.pipeline.checkpoints import Checkpoints, walk_checkpoints
 from edgesmith.recipe import Recipe
 from edgesmith.releases import locate_target
 from edgesmith.stages.footprint import FootprintStage
 from edgesmith.stages.load import ServedLoadStage
-from edgesmith.stages.merge import MergeStage, ProveMergeStage
 from edgesmith.stages.rows import Rows
 from edgesmith.walkers import Walker
 
@@ -48,9 +49,7 @@ class TargetResult:
 class Made:
     """Everything that a walk made."""
 
-    checkpoint: Artifact | None
-    merge_proof: Artifact | None
-    """Evidence that base + adapters equal the checkpoint."""
+    checkpoints: Checkpoints
     targets: tuple[TargetResult, ...]
 
 
@@ -69,11 +68,10 @@ class Walk(ABC):
             locate_checkpoint(self.recipe.model.base, self.folder, self.recipe.model.revision), kinds=("checkpoint",)
         )
         self.check_files()
+        self._check_training_files()
         self.check_base(base)
-        checkpoint, proof = self._merge(base) if self.recipe.steps else (base, None)
-        if checkpoint is not None:
-            self.check_data(checkpoint)
-        return Made(checkpoint=checkpoint, merge_proof=proof, targets=self.targets(checkpoint))
+        checkpoints = walk_checkpoints(self, base)
+        return Made(checkpoints=checkpoints, targets=self.targets(checkpoints))
 
     @abstractmethod
     def check_files(self) -> None:
@@ -83,10 +81,10 @@ class Walk(ABC):
         """Hold the data against what the base says already, before the merge."""
 
     def check_data(self, checkpoint: Artifact) -> None:  # noqa: B027
-        """Hold all data against the checkpoint before the long steps, so that a bad row is found at once."""
+        """Hold all data against the merged checkpoint before the long steps, so that a bad row is found at once."""
 
     @abstractmethod
-    def targets(self, checkpoint: Artifact | None) -> tuple[TargetResult, ...]:
+    def targets(self, checkpoints: Checkpoints) -> tuple[TargetResult, ...]:
         """Make and measure every target."""
 
     def check_gates(self, target: str) -> None:
@@ -156,24 +154,16 @@ class Walk(ABC):
         """The artifact that the user named to compare with."""
         return open_artifact(locate_target(self.against, name), kinds=kinds) if self.against else None
 
-    def _merge(self, base: Artifact) -> tuple[Artifact | None, Artifact | None]:
-        """The merged checkpoint, and the proof that it equals base + adapters."""
-        adapters = tuple((self.folder / adapter.path, adapter.weight) for adapter in self.recipe.model.adapter)
-        for path, _ in adapters:
-            if not path.is_dir():
-                raise UsageError(f"{path}: no such adapter folder", mend="model.adapter is relative to the recipe.")
-        stage = MergeStage(base=base, adapters=adapters, dequantize=self.recipe.steps[0].merge.dequantize)
-        rows = self.rows(self.recipe.data.eval, NUM_VERIFIED, "data.eval")
-        names = " + ".join(path.name for path, _ in adapters)
-        merged = self.walker.step("merge", f"{base.path.name} + {names}", [("base", base)], lambda: stage)
-        task = None if self.recipe.generates else self.recipe.task
-        proof = self.walker.step(
-            "merge: verify",
-            "against base + adapter on real rows",
-            [("checkpoint", merged)],
-            lambda: ProveMergeStage(stage=stage, merged=needed(merged), rows=rows, task=task),
-        )
-        return merged, proof
+    def _check_training_files(self) -> None:
+        """Find missing files, and a training file that is the held-out one, before any work."""
+        data = self.recipe.data
+        held_out = self.data_file(data.eval, "data.eval")
+        for key, path in (("data.train", data.train), ("data.unlabelled", data.unlabelled)):
+            if path is not None and data_digest(self.data_file(path, key)) == data_digest(held_out):
+                raise UsageError(
+                    f"{self.folder / path}: holds the held-out rows; gates would be judged on what it was trained on",
+                    mend=f"Give other rows as {key}.",
+                )
 
     def footprint(self, name: str, artifact: Artifact | None) -> Artifact | None:
         """Count an artifact's bytes."""

@@ -11,7 +11,8 @@ from edgesmith.data import read_rows
 from edgesmith.errors import UsageError
 from edgesmith.gates import Gates
 from edgesmith.pipeline.base import NUM_VERIFIED, TargetResult, Walk, needed
-from edgesmith.recipe import OnnxTarget, Scenario
+from edgesmith.pipeline.checkpoints import Checkpoints
+from edgesmith.recipe import MergeStep, OnnxTarget, Scenario
 from edgesmith.releases import locate_target
 from edgesmith.stages.bench import BenchStage
 from edgesmith.stages.compare import CompareStage
@@ -35,12 +36,12 @@ NUM_CALIBRATED = 128
 class GraphWalk(Walk):
     """The steps of models that answer in one run."""
 
-    def targets(self, checkpoint: Artifact | None) -> tuple[TargetResult, ...]:
+    def targets(self, checkpoints: Checkpoints) -> tuple[TargetResult, ...]:
         """Make and measure every target."""
         made = []
         for name, target in self.recipe.targets.items():
             assert isinstance(target, OnnxTarget)  # as the recipe has checked
-            made.append(self._target(name, target, checkpoint))
+            made.append(self._target(name, target, checkpoints))
         return tuple(made)
 
     @cached_property
@@ -100,8 +101,9 @@ class GraphWalk(Walk):
         if self._calibration_rows is not None:
             self._calibration_rows.read(task)
 
-    def _target(self, name: str, target: OnnxTarget, checkpoint: Artifact | None) -> TargetResult:
-        fp32 = self._export(name, target, checkpoint)
+    def _target(self, name: str, target: OnnxTarget, checkpoints: Checkpoints) -> TargetResult:
+        checkpoint = checkpoints.final
+        fp32 = self._export(f"{name}: export", target, checkpoint)
         artifact = self._quantize(name, target, fp32) if target.quantize else fp32
         evidence = {
             "verify": self.walker.step(
@@ -114,9 +116,13 @@ class GraphWalk(Walk):
             )
         }
         given = self._given_baseline(name)
-        baseline = given or fp32
+        # What a smaller model is compared with is the whole one, not its own export.
+        baseline = given
+        if given is None:
+            shrinks = self._shrinks
+            baseline = self._export(f"{name}: export baseline", target, checkpoints.original) if shrinks else fp32
         evidence |= self._measure(name, artifact)
-        if given is not None or target.quantize is not None:
+        if given is not None or target.quantize is not None or self._shrinks:
             evidence |= self._measure_baseline(name, baseline)
             evidence["compare"] = self._compare(f"{name}: compare speed", "baseline", artifact, baseline)
         previous = self.previous(name, ("onnx",))
@@ -129,9 +135,14 @@ class GraphWalk(Walk):
             name=name, artifact=artifact, unquantized=fp32, baseline=baseline, previous=previous, evidence=evidence
         )
 
+    @property
+    def _shrinks(self) -> bool:
+        """Whether the recipe makes another model of the merged one."""
+        return any(not isinstance(step, MergeStep) for step in self.recipe.steps)
+
     def _export(self, name: str, target: OnnxTarget, checkpoint: Artifact | None) -> Artifact | None:
         return self.walker.step(
-            f"{name}: export",
+            name,
             f"ONNX fp32 for {target.optimize_for}",
             [("checkpoint", checkpoint)],
             lambda: ExportStage(

@@ -9,6 +9,7 @@ from edgesmith.artifact import Artifact
 from edgesmith.data import read_rows
 from edgesmith.errors import UsageError
 from edgesmith.pipeline.base import TargetResult, Walk, needed
+from edgesmith.pipeline.checkpoints import Checkpoints
 from edgesmith.recipe import GenaiTarget, GgufQuantizeOptions, GgufTarget
 from edgesmith.stages.engines import GENERATES
 from edgesmith.stages.genai_export import GenaiExportStage
@@ -120,19 +121,19 @@ class LanguageWalk(Walk):
         if self._calibration is not None:
             self._calibration.cut_by_tokenizer(base.folder)
 
-    def targets(self, checkpoint: Artifact | None) -> tuple[TargetResult, ...]:
-        """Make and measure every target; what the checkpoint predicts is recorded once for all."""
-        made = {name: self._make(name, target, checkpoint) for name, target in self.recipe.targets.items()}
+    def targets(self, checkpoints: Checkpoints) -> tuple[TargetResult, ...]:
+        """Make and measure every target; what the whole model predicts is recorded once for all."""
+        # A divergence needs the same tokens on both sides: the whole model has the final vocabulary here.
+        whole = checkpoints.teacher
+        made = {name: self._make(name, target, checkpoints.final) for name, target in self.recipe.targets.items()}
         reference = self.walker.step(
             "reference",
             f"the checkpoint in torch on {self._texts.path.name}",
-            [("checkpoint", checkpoint)],
-            lambda: ReferenceStage(
-                checkpoint=needed(checkpoint), texts=self._texts, threads=self.recipe.measure.threads
-            ),
+            [("checkpoint", whole)],
+            lambda: ReferenceStage(checkpoint=needed(whole), texts=self._texts, threads=self.recipe.measure.threads),
         )
         return tuple(
-            self._result(name, artifact, unquantized, checkpoint, reference, proofs)
+            self._result(name, artifact, unquantized, whole, reference, proofs)
             for name, (artifact, unquantized, proofs) in made.items()
         )
 

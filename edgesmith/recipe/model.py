@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from edgesmith.gates import Gates
+from edgesmith.recipe.steps import DistillStep, MergeStep, PruneStep, Step, TrimVocabularyStep
 from edgesmith.recipe.strict import Name, Positive, Strict
 from edgesmith.recipe.targets import OnnxTarget, Target
 
@@ -15,8 +17,6 @@ __all__ = [
     "CalibrationRef",
     "DataRefs",
     "Measure",
-    "MergeOptions",
-    "MergeStep",
     "ModelRef",
     "Recipe",
     "Scenario",
@@ -73,6 +73,10 @@ class DataRefs(Strict):
     eval: str
     """Held-out rows: accuracy is measured on all of them, parity and latency on some. For a language model a text
     file, or rows with a column `text`: perplexity and divergence are measured on it."""
+    train: str | None = None
+    """Rows (of a language model: text) that distill and prune train on, and whose tokens trim-vocabulary keeps."""
+    unlabelled: str | None = None
+    """More rows or lines of text without labels, on which a student learns what its teacher says of them."""
     prompts: str | None = None
     """For a language model: held-out rows with `prompt` and `reference`; the artifact's answers are compared with
     the references."""
@@ -80,19 +84,6 @@ class DataRefs(Strict):
     """Rows (or text) for calibration; needed by static quantization and by importance matrices."""
     columns: dict[str, str] = {}  # noqa: RUF012
     """The task's column name → the file's, where they differ (`{text: body, label: topic}`)."""
-
-
-class MergeOptions(Strict):
-    """How adapters are merged."""
-
-    dequantize: bool = False
-    """Allow a 4- or 8-bit base: it is turned back into floats first, at a loss that training already had."""
-
-
-class MergeStep(Strict):
-    """Fold the adapters into the base."""
-
-    merge: MergeOptions = MergeOptions()
 
 
 class Measure(Strict):
@@ -120,8 +111,7 @@ class Measure(Strict):
     """Of a language model: windows at most, evenly from the whole text. With fewer than 8 there are no intervals."""
 
 
-def _expand_step(value: Any) -> Any:
-    return {value: {}} if isinstance(value, str) else value
+_RANKS: Mapping[type[Strict], int] = {MergeStep: 0, TrimVocabularyStep: 1, PruneStep: 2, DistillStep: 2}
 
 
 class Recipe(Strict):
@@ -135,13 +125,14 @@ class Recipe(Strict):
     """What the model does: decides model class, pre-processing and metrics."""
     model: ModelRef
     data: DataRefs
-    steps: tuple[Annotated[MergeStep, BeforeValidator(_expand_step)], ...] = ()
-    """What is done to the checkpoint before it is exported, in order."""
+    steps: tuple[Step, ...] = ()
+    """What is done to the checkpoint before it is exported, in order: merge, trim-vocabulary, prune and distill."""
     targets: Annotated[dict[Name, Target], Field(min_length=1)]
     """Name → artifact to make. All of them are made from the same checkpoint."""
     baseline: str = "fp32"
-    """What gates compare with: `fp32` is the unquantized export of the same checkpoint (of a language model the
-    checkpoint itself, run in torch); else an artifact's folder."""
+    """What gates compare with: `fp32` is the unquantized export of the checkpoint before anything was trimmed, pruned
+    or distilled (of a language model that checkpoint itself with its final vocabulary, run in torch); else an
+    artifact's folder."""
     gates: Gates = Gates()
     """What every target must hold, unless it has a gate of the same kind itself."""
     measure: Measure = Measure()
@@ -167,6 +158,39 @@ class Recipe(Strict):
             raise ValueError("model.adapter is set but steps has no merge: add `steps: [merge]`")
         if merges and not self.model.adapter:
             raise ValueError("steps has merge but there is no model.adapter")
+        ranks = [_RANKS[type(step)] for step in self.steps]
+        if ranks != sorted(ranks):
+            raise ValueError(
+                "steps: the order is merge, trim-vocabulary, then prune and distill: what is trained has its final "
+                "vocabulary then, and its teacher too"
+            )
+        if ranks.count(_RANKS[TrimVocabularyStep]) > 1:
+            raise ValueError("steps: trim-vocabulary stands there twice")
+        return self
+
+    @model_validator(mode="after")
+    def _check_students(self) -> Recipe:
+        for position, step in enumerate(self.steps):
+            if not isinstance(step, DistillStep):
+                continue
+            options, is_cut = step.distill, any(isinstance(one, PruneStep) for one in self.steps[:position])
+            if not (options.student or options.num_layers or options.layers not in ("uniform", "influence") or is_cut):
+                raise ValueError("steps: distill makes nothing smaller: give num_layers or a student, or prune before")
+            if is_cut and (options.student or options.num_layers):
+                raise ValueError("steps: distill after prune trains what is left; num_layers belongs to prune then")
+        return self
+
+    @model_validator(mode="after")
+    def _check_step_data(self) -> Recipe:
+        data = self.data
+        for step in self.steps:
+            match step:
+                case DistillStep() if data.train is None:
+                    raise ValueError("steps: distill needs data.train, what the student is trained on")
+                case PruneStep(prune=options) if options.needs_rows and not (data.train or data.calibration):
+                    raise ValueError(f"steps: prune by {options.measure} needs data.train or data.calibration")
+                case TrimVocabularyStep(trim_vocabulary=trim) if not (trim.corpus or data.train or data.calibration):
+                    raise ValueError("steps: trim-vocabulary needs a corpus, or data.train, whose tokens stay")
         return self
 
     @model_validator(mode="after")

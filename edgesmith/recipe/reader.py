@@ -138,6 +138,8 @@ def _is_key(part: Any, position: int, location: Sequence[Any]) -> bool:
     """Pydantic puts names of union members and validators among the keys."""
     if position == 2 and location[0] == "targets":
         return part not in FORMATS  # names the member of the union that `format` chose
+    if position == 2 and location[0] == "steps":
+        return False  # names the step, as the key below it does
     return isinstance(part, int) or not any(mark in part for mark in "[(")
 
 

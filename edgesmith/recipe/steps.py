@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from edgesmith.recipe.strict import Positive, Strict
 
 __all__ = [
+    "STEPS",
     "DistillOptions",
     "DistillStep",
     "MergeOptions",
@@ -69,7 +71,12 @@ class TrainOptions(Strict):
     """Rows computed at once; fewer need less memory. The whole batch when left out."""
     learning_rate: Positive | None = None
     """At its highest, after the warm-up; chosen by the kind of step when left out."""
+    schedule: Literal["linear", "cosine"] = "linear"
+    """How the learning rate falls to zero after the warm-up: by the last update, or the end of max_minutes."""
+    max_gradient_norm: Positive = 1.0
+    """Longer gradients are shortened to it."""
     weight_decay: Weight = 0.01
+    """Of matrices; norms and biases have none."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the updates over which the learning rate rises."""
     max_length: Annotated[int | None, Field(ge=8)] = None
@@ -100,8 +107,10 @@ class DistillOptions(Strict):
     """Weight of the hidden states, through a learned projection where widths differ."""
     relation: Weight = 0.0
     """Weight of the relations between queries, keys and values in the last layer (MiniLM)."""
-    temperature: Positive = 2.0
-    """Softens the predictions of both."""
+    relation_layer: Annotated[int | None, Field(ge=0)] = None
+    """Of the teacher, from 0, whose relations the student's last layer learns; the last when left out."""
+    temperature: Positive | None = None
+    """Softens the predictions of both; 2, and 1 for language models, when left out."""
     divergence: Literal["forward-kl", "reverse-kl", "jsd"] = "forward-kl"
     """Of language models: how the predictions are compared."""
     on_policy: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -143,20 +152,68 @@ class PruneOptions(Strict):
     """The same as a share of the time measured here."""
     multiple_of: Annotated[int, Field(ge=1)] = 8
     """Widths are rounded to multiples of it, which hardware prefers."""
-    recover: bool = True
-    """Of structures: train afterwards to do as the model before did."""
-    train: TrainOptions = TrainOptions()
+
+    @model_validator(mode="after")
+    def _check_method(self) -> PruneOptions:
+        of_weights = {"sparsity", "pattern"}
+        given = {name for name in self.model_fields_set - {"method"} if getattr(self, name) is not None}
+        wrong = given & of_weights if self.method == "structured" else given - of_weights
+        if wrong:
+            raise ValueError(f"{sorted(wrong)[0]} means nothing to method {self.method}")
+        if self.method != "structured" and len(given) != 1:
+            raise ValueError(f"method {self.method} needs a sparsity, such as 0.5, or a pattern, such as 2:4, not both")
+        if self.pattern is not None:
+            kept, group = map(int, self.pattern.split(":"))
+            if not 0 < kept < group:
+                raise ValueError(f"pattern {self.pattern}: N:M keeps N of every M weights, 0 < N < M, such as 2:4")
+        return self
+
+    @property
+    def measure(self) -> str:
+        """What decides which weights or structures go."""
+        return self.importance if self.method == "structured" else self.method
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether the decision is made on real rows."""
+        return self.measure != "magnitude" or self.num_layers is not None
 
 
 class PruneStep(Strict):
-    """Take out what matters least."""
+    """Take out what matters least; a distill step after it trains what is left to do as the model before did."""
 
     prune: PruneOptions = PruneOptions()
 
 
+STEPS = ("merge", "trim-vocabulary", "prune", "distill")
+
+
 def _expand_step(value: Any) -> Any:
-    return {value: {}} if isinstance(value, str) else value
+    """`merge` alone means `merge: {}`; anything that is no step is named here, since a union would name four."""
+    if isinstance(value, Strict):
+        return value
+    expanded = {value: {}} if isinstance(value, str) else value
+    names = list(expanded) if isinstance(expanded, dict) else []
+    if len(names) != 1 or names[0] not in STEPS:
+        near = difflib.get_close_matches(str(names[0]), STEPS, n=1) if len(names) == 1 else []
+        hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(STEPS)}"
+        raise ValueError(f"a step is one key, {hint}" if not near else f"there is no step {names[0]!r}; {hint}")
+    return {names[0]: expanded[names[0]] or {}}
 
 
-Step = Annotated[MergeStep | TrimVocabularyStep | DistillStep | PruneStep, BeforeValidator(_expand_step)]
+def _name_of(value: Any) -> str:
+    """What tells the steps apart: their only key."""
+    if isinstance(value, Strict):
+        return next(iter(type(value).model_fields)).replace("_", "-")
+    return str(next(iter(value)))
+
+
+Step = Annotated[
+    Annotated[MergeStep, Tag("merge")]
+    | Annotated[TrimVocabularyStep, Tag("trim-vocabulary")]
+    | Annotated[PruneStep, Tag("prune")]
+    | Annotated[DistillStep, Tag("distill")],
+    Discriminator(_name_of),
+    BeforeValidator(_expand_step),
+]
 """One step; `merge` alone means `merge: {}`."""

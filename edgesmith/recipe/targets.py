@@ -40,6 +40,9 @@ class QuantizeOptions(Strict):
     """7-bit weights: needed to be right on x86 processors without VNNI, at some loss elsewhere."""
     exclude: tuple[str, ...] = ()
     """Shell patterns of node and weight names that stay in float."""
+    clusters: Annotated[int | None, Field(ge=2, le=128)] = None
+    """Let the weights of a tensor share so many values: the file stays as large and as fast, but is fetched in fewer
+    bits a weight, at most the logarithm of this to base 2. 64 or 32 cost little; below, look at the gates."""
 
     @property
     def is_smoothed(self) -> bool:

@@ -116,12 +116,16 @@ class QuantizeStage(Stage):
             )
         select = LayerSelection(exclude=self.method.exclude)
         smoothing = SmoothingConfig() if self.method.is_smoothed else None
-        reduce_range = self.method.reduce_range
+        reduce_range, clusters = self.method.reduce_range, self.method.clusters
         match self.method.method:
             case "dynamic-int8":
-                return DynamicInt8Config(select=select, reduce_range=reduce_range, smoothing=smoothing)
+                return DynamicInt8Config(
+                    select=select, reduce_range=reduce_range, smoothing=smoothing, clusters=clusters
+                )
             case "static-int8":
-                return StaticInt8Config(select=select, reduce_range=reduce_range, smoothing=smoothing)
+                return StaticInt8Config(
+                    select=select, reduce_range=reduce_range, smoothing=smoothing, clusters=clusters
+                )
 
 
 def _tell(result: QuantizeResult, folder: Path, progress: Progress) -> None:
@@ -130,7 +134,12 @@ def _tell(result: QuantizeResult, folder: Path, progress: Progress) -> None:
     for reason, count in Counter(node.reason for node in result.skipped).most_common():
         names = [node.name for node in result.skipped if node.reason == reason]
         progress.note(f"  in float: {', '.join(names[:3])}{' …' if count > 3 else ''}: {reason}")
+    bits, before = result.bits_per_weight, result.bits_before_sharing
+    if bits != before:
+        progress.note(f"  codes shared: {bits:.2f} bits a weight once compressed, {before:.2f} before")
     facts = {
+        "bits_per_weight": bits,
+        "bits_per_weight_before_sharing": before,
         "quantized": [asdict(node) for node in result.quantized],
         "in_float": [asdict(node) for node in result.skipped],
         "float_operators": dict(sorted(result.float_operators.items())),

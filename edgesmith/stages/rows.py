@@ -1,4 +1,4 @@
-"""The real rows that a stage looks at: from the user's file, or the packaged sentences where there is none."""
+"""The real rows that a stage looks at: from the user's file, or the packaged examples where there is none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from edgesmith.data import data_digest
+from edgesmith.data import data_digest, named_files_digest
 from edgesmith.files import sha256_text
 from edgesmith.tasks import Example, Task
 from edgesmith.tasks.base import sample_texts
@@ -21,7 +21,7 @@ class Rows:
     """Which rows of which file; part of a stage's key."""
 
     path: Path | None = None
-    """The data file; None for the packaged sentences."""
+    """The data file; None for the task's packaged examples."""
     num: int | None = None
     """How many are drawn; None for all."""
     seed: int = 0
@@ -31,10 +31,12 @@ class Rows:
 
     @property
     def digest(self) -> str:
-        """Of the file's content and format."""
+        """Of the file's content and format, and of the pictures that its rows name."""
         if self.path is None:
             return "sha256:" + sha256_text(*sample_texts())
-        return f"sha256:{data_digest(self.path)}{self.path.suffix.lower()}"  # which decides how it is read
+        own = f"sha256:{data_digest(self.path)}{self.path.suffix.lower()}"  # which decides how it is read
+        pictures = named_files_digest(self.path, self.columns.get("image", "image"))
+        return own if pictures is None else f"{own}+{pictures}"
 
     @property
     def options(self) -> dict[str, JsonValue]:
@@ -44,7 +46,7 @@ class Rows:
     @property
     def description(self) -> str:
         """For messages."""
-        return f"{self.num or 'all'} rows of {self.path}" if self.path else f"{len(sample_texts())} packaged sentences"
+        return f"{self.num or 'all'} rows of {self.path}" if self.path else "packaged examples"
 
     def read(self, task: Task, *, labelled: bool = False) -> list[Example]:
         """Read and parse them.

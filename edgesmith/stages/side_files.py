@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from edgesmith.artifact import SIDE_FILES, Artifact, FileEntry, Kind, Manifest, 
 from edgesmith.files import atomic_write, storage_errors
 from edgesmith.progress import Progress
 from edgesmith.stages.rows import Rows
-from edgesmith.tasks import TEXT_GENERATION, Example, Task, load_task
+from edgesmith.tasks import TEXT_GENERATION, Example, ImageClassification, Task, TextTask, load_task
 
 __all__ = ["MODEL_FILE", "add_reference", "carry_files", "close_generator", "close_graph"]
 
@@ -21,6 +22,7 @@ MODEL_FILE = "model.onnx"
 _NUM_GOLDEN = 4
 _NOT_HASHED = "0" * 64  # files that were written a moment ago are hashed once, when the manifest is written
 _GOLDEN_TOKENS = 64
+_GOLDEN_BYTES = 1_000_000  # of pictures' pixels: they travel with every artifact
 # How far another device may be from the outputs recorded here, as a share of the largest output. Integer kernels
 # round alike on VNNI and Arm; x86 without VNNI saturates, is several times further off, and is to be noticed.
 _GOLDEN_TOLERANCE = {"fp32": 1e-4, "int8": 0.03}
@@ -50,9 +52,8 @@ def close_graph(folder: Path, *, task: Task, examples: Sequence[Example], precis
     from serve.runtime.golden import write_golden
 
     atomic_write(folder / "task.json", json.dumps(task.runtime_config(), indent=1, ensure_ascii=False) + "\n")
-    chosen = sorted(examples, key=lambda example: (len(example.text), example.text))[:_NUM_GOLDEN]
-    short = load_task(folder, task.name, max_length=min(_GOLDEN_TOKENS, task.max_length or _GOLDEN_TOKENS))
-    arrays = short.encode(chosen)
+    chosen = sorted(examples, key=lambda example: (len(example.text), example.text))[: _num_golden(task)]
+    arrays = _short(task, folder).encode(chosen)
     engine = open_engine(open_artifact(folder / MODEL_FILE))
     try:
         outputs = engine.run(arrays)
@@ -68,6 +69,20 @@ def close_graph(folder: Path, *, task: Task, examples: Sequence[Example], precis
         texts=[(one.text, one.text_pair) if one.text_pair is not None else one.text for one in chosen],
     )
     return signature
+
+
+def _short(task: Task, folder: Path) -> Task:
+    """The task with texts cut to a few words, so that golden vectors are small."""
+    if not isinstance(task, TextTask):
+        return task
+    return load_task(folder, task.name, max_length=min(_GOLDEN_TOKENS, task.max_length or _GOLDEN_TOKENS))
+
+
+def _num_golden(task: Task) -> int:
+    """How many rows become golden vectors: of large pictures fewer."""
+    if not isinstance(task, ImageClassification):
+        return _NUM_GOLDEN
+    return max(1, min(_NUM_GOLDEN, _GOLDEN_BYTES // (4 * math.prod(task.pixel_shape))))
 
 
 def add_reference(folder: Path, *, task: Task, rows: Rows, progress: Progress) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from edgesmith.errors import UnsupportedError, UsageError
 from edgesmith.tasks.base import Example, Metric, Prediction, Task, TaskInput, sample_texts
 from edgesmith.tasks.feature_extraction import FeatureExtraction
 from edgesmith.tasks.folder import read_json_object
-from edgesmith.tasks.image_classification import ImageClassification, is_image_folder
+from edgesmith.tasks.image_classification import ImageClassification
 from edgesmith.tasks.suggest import nearest
 from edgesmith.tasks.text_classification import TextClassification
 from edgesmith.tasks.text_task import TextTask
@@ -23,14 +23,12 @@ __all__ = [
     "ImageClassification",
     "Metric",
     "Prediction",
-    "ServedTask",
     "Task",
     "TaskInput",
     "TextClassification",
     "TextTask",
     "get_task",
     "guess_task",
-    "load_served_task",
     "load_task",
     "sample_texts",
 ]
@@ -38,10 +36,9 @@ __all__ = [
 TASKS: Mapping[str, type[Task]] = {
     "text-classification": TextClassification,
     "feature-extraction": FeatureExtraction,
+    "image-classification": ImageClassification,
 }
 """Name → class, of the tasks whose rows are answered by one run of a graph."""
-ServedTask: TypeAlias = Task | ImageClassification
-"""What a server can answer with: it has `input_names`, `encode`, `vectors` and `decode`, whatever its rows are."""
 TEXT_GENERATION = "text-generation"
 """The task of language models, which are measured on texts and not row by row."""
 
@@ -79,6 +76,8 @@ def guess_task(config: Mapping[str, Any]) -> str:
     architecture = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
     if architecture.endswith("ForSequenceClassification"):
         return TextClassification.name
+    if architecture.endswith("ForImageClassification"):
+        return ImageClassification.name
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):
         return TEXT_GENERATION
     if architecture.endswith("Model"):
@@ -113,14 +112,3 @@ def load_task(
         stored = read_json_object(folder / "task.json", required=False)
         name = str(stored["task"]) if "task" in stored else guess_task(read_json_object(folder / "config.json"))
     return get_task(name).load(folder, max_length=max_length, columns=columns)
-
-
-def load_served_task(folder: Path) -> ServedTask:
-    """Load the task of a folder for answering: those of `load_task`, and classification of pictures.
-
-    Raises:
-        ArtifactError: A file is missing or damaged.
-        UnsupportedError: No task handles this model, or it is a language model.
-        UsageError: `task.json` names a task that there is not.
-    """
-    return ImageClassification.load(folder) if is_image_folder(folder) else load_task(folder)

@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from edgesmith.data import Row, read_rows, sample_rows
 from edgesmith.errors import DataError, UsageError
 
-__all__ = ["Array", "Arrays", "Example", "Metric", "Prediction", "Task", "TaskInput", "sample_texts"]
+__all__ = ["Array", "Arrays", "Example", "Metric", "Picture", "Prediction", "Task", "TaskInput", "sample_texts"]
 
 Array: TypeAlias = NDArray[Any]
 Arrays: TypeAlias = Mapping[str, Array]
+Picture: TypeAlias = bytes | bytearray | memoryview
+"""A picture's whole file."""
 Prediction: TypeAlias = dict[str, Any]
 """What a task says about one example, JSON-able: `{"label": …, "score": …, "scores": {…}}` of a classifier,
 `{"embedding": […]}` of an encoder, with `embedding_pair` and `similarity` for a pair."""
@@ -35,19 +37,21 @@ class Example:
     """One row, parsed.
 
     Attributes:
-        text: The (first) text.
+        text: The (first) text; of a picture, what its row calls it, for messages.
         text_pair: The second text, if the row has two.
         target: What the row says is right: a label's index or a score; None if the row was read unlabelled.
         line: Where it stood in its file; None if it came from elsewhere.
+        image: Of a task on pictures: the file, or its whole content.
     """
 
     text: str
     text_pair: str | None = None
     target: int | float | None = None
     line: int | None = None
+    image: Path | Picture | None = None
 
 
-TaskInput: TypeAlias = Example | str | tuple[str, str]
+TaskInput: TypeAlias = Example | str | tuple[str, str] | Picture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +102,7 @@ class Task(ABC):
             folder: Holds `tokenizer.json`, `tokenizer_config.json`, `config.json` and, in an artifact,
                 `task.json`, which then decides.
             max_length: Longest sequence in tokens, special tokens included; by default the smallest of the
-                limits that the folder states.
+                limits that the folder states. Pictures have none.
             columns: Where a row has what, `{"text": "headline"}`; an unnamed column keeps its own name.
 
         Raises:
@@ -115,7 +119,7 @@ class Task(ABC):
     @property
     @abstractmethod
     def max_length(self) -> int | None:
-        """Longest sequence in tokens; None if the model has no limit."""
+        """Longest sequence in tokens; None if the model has no limit, or no sequences."""
 
     @abstractmethod
     def runtime_config(self) -> dict[str, Any]:
@@ -136,15 +140,15 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def encode(self, examples: Sequence[TaskInput]) -> dict[str, NDArray[np.int64]]:
-        """Turn examples into model inputs, padded to the longest and truncated to `max_length`.
+    def encode(self, examples: Sequence[TaskInput]) -> dict[str, Array]:
+        """Turn examples into model inputs: texts padded to the longest and truncated to `max_length`.
 
         Args:
-            examples: Examples, plain texts or pairs of texts.
+            examples: Examples, plain texts or pairs of texts, or pictures' files.
 
         Returns:
-            int64 arrays of shape [batch, length] for every one of `input_names`. An embedding task given
-            pairs has two rows for each.
+            An array for every one of `input_names`: of texts int64 of shape [batch, length], of pictures float32 of
+            shape [batch, channels, height, width]. An embedding task given pairs has two rows for each.
         """
 
     @abstractmethod
@@ -186,8 +190,16 @@ class Task(ABC):
         return examples
 
     def sample_examples(self) -> list[Example]:
-        """Real English sentences of varied length, for verification where the user gives no data."""
+        """Real English sentences of varied length (or pictures), for verification where the user gives no data."""
         return [Example(text) for text in sample_texts()]
+
+    def read_argument(self, argument: str) -> TaskInput:
+        """What somebody typed, as an input: a text, or of a task on pictures the path of one.
+
+        Raises:
+            UsageError: There is no such file.
+        """
+        return argument
 
     @classmethod
     def metric(cls, name: str | None = None) -> Metric:
@@ -204,14 +216,20 @@ class Task(ABC):
 
 
 def as_example(given: TaskInput) -> Example:
-    """A plain text or a pair of texts as an unlabelled example."""
+    """A plain text or a pair of texts as an unlabelled example.
+
+    Raises:
+        UsageError: It is a picture.
+    """
     match given:
-        case Example():
+        case Example() if given.image is None:
             return given
         case str():
             return Example(given)
-        case (first, second):
+        case (str(first), str(second)):
             return Example(first, second)
+        case _:
+            raise UsageError("a picture was given to a task on texts", mend="Give a text.")
 
 
 @cache

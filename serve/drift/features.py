@@ -14,8 +14,10 @@ __all__ = [
     "bucket_of",
     "directions",
     "given_values",
+    "holds_pictures",
     "log_shares",
     "output_values",
+    "picture_values",
     "row_tokens",
     "surprise_of",
 ]
@@ -45,6 +47,18 @@ def row_tokens(arrays: Mapping[str, Array], row: int) -> Ints:
     tokens = np.asarray(arrays["input_ids"][row], np.int64)
     mask = arrays.get("attention_mask")
     return tokens if mask is None else tokens[np.asarray(mask[row]) > 0]
+
+
+def holds_pictures(arrays: Mapping[str, Array]) -> bool:
+    """Whether a graph's inputs are one array of pixels [batch, channels, height, width]."""
+    return len(arrays) == 1 and all(one.ndim == 4 and one.dtype.kind == "f" for one in arrays.values())
+
+
+def picture_values(arrays: Mapping[str, Array], row: int) -> dict[str, float]:
+    """What is looked at of a picture: `brightness`, the mean of its prepared pixels, and `contrast`, their spread."""
+    (pixels,) = arrays.values()
+    wide = pixels[row].astype(np.float64)
+    return {"brightness": float(wide.mean()), "contrast": float(wide.std())}
 
 
 def log_shares(counts: Sequence[int] | Floats) -> Floats:

@@ -12,13 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesmith.errors import DataError
-from edgesmith.tasks import Task, TaskInput
+from edgesmith.tasks import ImageClassification, Task, TaskInput
 from serve.drift.features import (
     NUM_BUCKETS,
     bucket_of,
     given_values,
+    holds_pictures,
     log_shares,
     output_values,
+    picture_values,
     row_tokens,
 )
 from serve.drift.reference import Feature, Reference, num_counted_rows
@@ -45,10 +47,15 @@ Floats = NDArray[np.float64]
 class _Vocabulary:
     ignored: Ints
     unknown_id: int | None
+    has_tokens: bool = True
+    """Whether rows are texts: of pictures there is nothing to look at here."""
+
+
+_NO_TOKENS: Ints = np.zeros(0, np.int64)
 
 
 def make_reference(engine: Engine, task: Task, examples: Sequence[TaskInput], *, is_held_out: bool = True) -> Reference:
-    """Run rows through a graph, and describe what it is given and what it gives.
+    """Run rows, texts or pictures, through a graph, and describe what it is given and what it gives.
 
     Args:
         engine: Runs the graph as it will be served.
@@ -65,8 +72,13 @@ def make_reference(engine: Engine, task: Task, examples: Sequence[TaskInput], *,
     for begin in range(0, min(len(examples), MAX_ROWS), _BATCH):
         arrays = task.encode(examples[begin : min(begin + _BATCH, MAX_ROWS)])
         vectors = task.vectors(engine.run(arrays), arrays)
-        rows.extend(row_tokens(arrays, row) for row in range(len(vectors)))
-        outputs.extend(output_values(vector, task.output_kind) for vector in vectors)
+        found = [output_values(vector, task.output_kind) for vector in vectors]
+        if holds_pictures(arrays):
+            rows.extend([_NO_TOKENS] * len(vectors))
+            found = [picture_values(arrays, row) | values for row, values in enumerate(found)]
+        else:
+            rows.extend(row_tokens(arrays, row) for row in range(len(vectors)))
+        outputs.extend(found)
     if not is_held_out:
         for values in outputs:
             values.pop("confidence", None)
@@ -85,7 +97,7 @@ def make_text_reference(tokenize: Callable[[str], Sequence[int]], texts: Sequenc
         DataError: There are too few.
     """
     rows = [np.array(tokenize(text), np.int64) for text in texts[:MAX_ROWS]]
-    nothing = _Vocabulary(ignored=np.zeros(0, np.int64), unknown_id=None)
+    nothing = _Vocabulary(ignored=_NO_TOKENS, unknown_id=None)
     return _describe(rows, [{} for _ in rows], nothing, "text", ())
 
 
@@ -93,7 +105,7 @@ def _vocabulary(task: Task) -> _Vocabulary:
     """Special tokens of a task's tokenizer, where it has one."""
     tokenizer = getattr(getattr(task, "encoder", None), "tokenizer", None)
     if tokenizer is None:
-        return _Vocabulary(ignored=np.zeros(0, np.int64), unknown_id=None)
+        return _Vocabulary(ignored=_NO_TOKENS, unknown_id=None, has_tokens=not isinstance(task, ImageClassification))
     model: Mapping[str, Any] = json.loads(tokenizer.to_str())["model"]
     name, unknown = model.get("unk_token"), model.get("unk_id")
     if isinstance(name, str):
@@ -172,6 +184,10 @@ def _columns(
     draw = random.Random(0)  # noqa: S311 - picks tokens
     columns: dict[str, list[float]] = {}
     for row, output, is_own in zip(rows, outputs, chooses.tolist(), strict=True):
+        if not vocabulary.has_tokens:
+            for name, value in output.items():
+                columns.setdefault(name, []).append(value)
+            continue
         others = logs
         if is_own:
             own = np.bincount(_buckets(row, vocabulary), minlength=NUM_BUCKETS)

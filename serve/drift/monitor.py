@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 
 from edgesmith.errors import EdgesmithError
 from edgesmith.tasks import Task
-from serve.drift.features import given_values, log_shares, output_values, row_tokens
+from serve.drift.features import (
+    given_values,
+    holds_pictures,
+    log_shares,
+    output_values,
+    picture_values,
+    row_tokens,
+)
 from serve.drift.reference import Reference
 from serve.drift.windows import DriftSettings, FeatureState, Look, Window, look_at
 from serve.models.job import GenerationJob, Job
@@ -167,7 +174,9 @@ class DriftMonitor:
 
     def _keep_row(self, job: Job, outputs: Arrays, row: int) -> None:
         """Keep a copy of one row: a view of it would hold its whole request, and the batch that it was run in."""
-        if "input_ids" not in job.arrays:  # nothing is known of such tensors: the thread counts them as unread
+        if "input_ids" not in job.arrays and not holds_pictures(
+            job.arrays
+        ):  # nothing is known of such tensors: the thread counts them as unread
             self._keep(({}, {}), 0)
             return
         given, answered = (_row_of(arrays, row, job.num_rows) for arrays in (job.arrays, outputs))
@@ -207,7 +216,7 @@ class DriftMonitor:
             assert self._tokenize is not None
             return self._given(np.array(self._tokenize(seen), np.int64))
         arrays, outputs = seen
-        values = self._given(row_tokens(arrays, 0))
+        values = picture_values(arrays, 0) if holds_pictures(arrays) else self._given(row_tokens(arrays, 0))
         if self._task is not None:
             vector = self._task.vectors(outputs, arrays)[0]
             if not np.isfinite(vector).all():

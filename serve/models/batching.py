@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesmith.artifact import Signature
-from edgesmith.tasks import ServedTask, TextTask
+from edgesmith.tasks import Task, TextTask
 from serve.models.job import Job
 
 __all__ = ["RELEASED", "BatchLimits", "Layout", "Waiting", "choose_batch", "cut", "join", "read_layout", "split_rows"]
@@ -51,7 +51,7 @@ class Layout:
     token_axes: Mapping[str, int]
 
 
-def read_layout(signature: Signature, task: ServedTask | None = None) -> Layout:
+def read_layout(signature: Signature, task: Task | None = None) -> Layout:
     """Find the rows and tokens of a graph by the names of its axes.
 
     Lengths are mixed only if the task's tokenizer has a padding token, the graph takes the mask that hides it, and no

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgesmith.artifact import Artifact, Signature
 from edgesmith.errors import EdgesmithError
-from edgesmith.tasks import ServedTask
+from edgesmith.tasks import Task
 from serve.config import ModelSpec
 from serve.errors import DeadlineError, NotReadyError, OverloadedError, describe_failure
 from serve.models.batching import RELEASED, Layout, read_layout
@@ -76,7 +76,7 @@ class GraphModel:
         engine: Engine,
         *,
         loop: asyncio.AbstractEventLoop,
-        task: ServedTask | None = None,
+        task: Task | None = None,
     ) -> None:
         self.name, self.version = spec.name, spec.version
         self.spec = spec
@@ -316,7 +316,7 @@ def _told(job: Job) -> None:
 
 
 def _warm(
-    run: Run, layout: Layout, spec: ModelSpec, artifact: Artifact, signature: Signature, task: ServedTask | None
+    run: Run, layout: Layout, spec: ModelSpec, artifact: Artifact, signature: Signature, task: Task | None
 ) -> tuple[Layout, WarmUp]:
     """Warm up, and take back what the layout promised and the first runs did not keep."""
     clock: Callable[[], float] = time.perf_counter if spec.is_isolated else time.thread_time

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 from edgesmith.artifact import SIDE_FILES, Artifact, open_artifact
 from edgesmith.errors import ArtifactError, UnsupportedError, UsageError
 from edgesmith.files import storage_errors
-from edgesmith.tasks import TASKS, ServedTask, load_served_task, load_task
+from edgesmith.tasks import TASKS, Task, load_task
 from serve.config import ModelSpec
 from serve.drift.reference import Reference, read_reference
 from serve.models.warm_up import ROUNDING
@@ -141,7 +141,7 @@ def _options(spec: ModelSpec) -> EngineOptions:
     return EngineOptions(threads=threads, adapters=spec.adapters, num_context=spec.num_context)
 
 
-def _find_task(artifact: Artifact, engine: Engine) -> ServedTask | None:
+def _find_task(artifact: Artifact, engine: Engine) -> Task | None:
     """The artifact's task; None if it has none, and then tensors are all that it takes.
 
     Raises:
@@ -153,7 +153,7 @@ def _find_task(artifact: Artifact, engine: Engine) -> ServedTask | None:
     if "config.json" not in names:
         return None
     try:
-        task = load_served_task(artifact.folder)
+        task = load_task(artifact.folder)
     except (ArtifactError, UnsupportedError, UsageError) as error:
         _LOG.info("%s: takes tensors alone: %s", artifact.path, error)
         return None
@@ -197,7 +197,7 @@ def _make_model(
     spec: ModelSpec,
     artifact: Artifact,
     engine: Engine | GenerationEngine,
-    task: ServedTask | None,
+    task: Task | None,
     loop: asyncio.AbstractEventLoop,
 ) -> Model:
     if artifact.kind in GENERATING_KINDS:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgesmith.artifact import Artifact, Signature
 from edgesmith.errors import UsageError
-from edgesmith.tasks import ServedTask, TextTask
+from edgesmith.tasks import Task, TextTask
 from serve.models.batch_size import SMALL, best_size, run_cost
 from serve.models.batching import BatchLimits, Layout
 from serve.models.executor import Run
@@ -98,7 +98,7 @@ def warm_up(
     signature: Signature,
     layout: Layout,
     artifact: Artifact,
-    task: ServedTask | None = None,
+    task: Task | None = None,
     *,
     max_batch_size: int | None = None,
     clock: Callable[[], float] = time.thread_time,
@@ -156,7 +156,7 @@ def warm_up(
 
 
 def _find_rows(
-    run: Run, signature: Signature, layout: Layout, artifact: Artifact, task: ServedTask | None
+    run: Run, signature: Signature, layout: Layout, artifact: Artifact, task: Task | None
 ) -> tuple[_Rows | None, list[str]]:
     """The first sample rows that the engine takes."""
     notes: list[str] = []
@@ -172,7 +172,7 @@ def _find_rows(
 
 
 def _candidates(
-    signature: Signature, layout: Layout, artifact: Artifact, task: ServedTask | None
+    signature: Signature, layout: Layout, artifact: Artifact, task: Task | None
 ) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
     if layout.fill and isinstance(task, TextTask):
         arrays = task.encode(task.sample_examples())

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgesmith.data import Row
 from edgesmith.errors import EdgesmithError
-from edgesmith.tasks import Example, ImageClassification, Prediction, ServedTask, Task
+from edgesmith.tasks import Example, ImageClassification, Prediction, Task
 from serve.config import Limits
 from serve.errors import MalformedError
 from serve.http.failures import tell_failure
@@ -97,7 +97,7 @@ def _read_options(query: str) -> dict[str, str]:
     return options
 
 
-def _inputs(task: ServedTask, rows: Sequence[PredictRow]) -> list[Input]:
+def _inputs(task: Task, rows: Sequence[PredictRow]) -> list[Input]:
     """What the task encodes.
 
     Raises:
@@ -107,7 +107,7 @@ def _inputs(task: ServedTask, rows: Sequence[PredictRow]) -> list[Input]:
     return [_input(task, row, number) for number, row in enumerate(rows, start=1)]
 
 
-def _input(task: ServedTask, row: PredictRow, number: int) -> Input:
+def _input(task: Task, row: PredictRow, number: int) -> Input:
     if isinstance(task, ImageClassification):
         if isinstance(row, bytes):
             return row
@@ -130,7 +130,7 @@ def _parsed(task: Task, row: dict[str, Any], number: int) -> Example:
     return task.parse(Row(Path("row"), number, values), labelled=False)
 
 
-def _decode(task: ServedTask, outputs: Arrays, arrays: Arrays, inputs: Sequence[Input]) -> list[Prediction]:
+def _decode(task: Task, outputs: Arrays, arrays: Arrays, inputs: Sequence[Input]) -> list[Prediction]:
     decode: Callable[..., list[Prediction]] = task.decode
     return decode(outputs, arrays, inputs)
 

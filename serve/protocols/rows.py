@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from numpy.typing import NDArray
 
 from edgesmith.errors import UnsupportedError
-from edgesmith.tasks import Example, ImageClassification, ServedTask
+from edgesmith.tasks import Example, ImageClassification, Task
 from serve.errors import NotReadyError, RequestError, TooLargeError
 from serve.http.message import Request
 from serve.models.graph_model import GraphModel
@@ -66,7 +66,7 @@ def choose_model(call: Call) -> GraphModel | TextModel:
     return call.service.choose(call.name, call.version, sticky_key(call.request))
 
 
-def task_of(model: GraphModel) -> ServedTask:
+def task_of(model: GraphModel) -> Task:
     """What prepares a model's inputs and reads its outputs.
 
     Raises:
@@ -85,7 +85,7 @@ async def run_inputs(
     call: Call,
     model: GraphModel,
     inputs: Sequence[Input],
-    reduce: Callable[[ServedTask, Arrays, Arrays, Sequence[Input]], Sequence[Result]],
+    reduce: Callable[[Task, Arrays, Arrays, Sequence[Input]], Sequence[Result]],
 ) -> tuple[GraphModel, list[Result]]:
     """Answer all inputs of a request by one version of a model.
 
@@ -122,9 +122,9 @@ class _Run(Generic[Result]):
 
     call: Call
     model: GraphModel
-    task: ServedTask
+    task: Task
     inputs: Sequence[Input]
-    reduce: Callable[[ServedTask, Arrays, Arrays, Sequence[Input]], Sequence[Result]]
+    reduce: Callable[[Task, Arrays, Arrays, Sequence[Input]], Sequence[Result]]
     jobs: set[Job] = field(default_factory=set)
     is_gone: bool = False
     is_first: bool = True

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgesmith.errors import ArtifactError, DataError, UnsupportedError
-from edgesmith.tasks import ImageClassification, TextClassification, load_served_task
+from edgesmith.tasks import ImageClassification, TextClassification, load_task
 from edgesmith.tasks.image_pixels import FORMATS, MAX_IMAGE_BYTES, MAX_PIXELS, open_image, sniff_image
 
 PIL_Image = pytest.importorskip("PIL.Image")
@@ -123,14 +123,14 @@ def test_settings_survive_the_artifact(tmp_path: Path) -> None:
     artifact = tmp_path / "artifact"
     artifact.mkdir()
     (artifact / "task.json").write_text(json.dumps(task.runtime_config()))
-    again = load_served_task(artifact)
+    again = load_task(artifact)
     assert isinstance(again, ImageClassification)
     assert (again.labels, again.settings, again.input_names) == (task.labels, task.settings, task.input_names)
 
 
 def test_folders_are_served_by_the_task_of_their_model(tmp_path: Path, minilm_folder: Path) -> None:
-    assert isinstance(load_served_task(write_folder(tmp_path, {"size": 32})), ImageClassification)
-    assert not isinstance(load_served_task(minilm_folder), ImageClassification)
+    assert isinstance(load_task(write_folder(tmp_path, {"size": 32})), ImageClassification)
+    assert not isinstance(load_task(minilm_folder), ImageClassification)
     assert TextClassification.name != ImageClassification.name
 
 
@@ -290,8 +290,8 @@ import sys
 sys.modules["PIL"] = None
 from pathlib import Path
 from edgesmith.errors import MissingExtraError
-from edgesmith.tasks import load_served_task
-task = load_served_task(Path({str(tmp_path)!r}))
+from edgesmith.tasks import load_task
+task = load_task(Path({str(tmp_path)!r}))
 try:
     task.encode([b""])
 except MissingExtraError as error:

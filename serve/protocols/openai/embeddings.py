@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesmith.tasks import FeatureExtraction, ServedTask
+from edgesmith.tasks import FeatureExtraction, Task
 from serve.http.message import Request, Response
 from serve.json_text import dump_json
 from serve.models.graph_model import GraphModel
@@ -104,7 +104,7 @@ async def _vectors(
 
 
 def _reduce(
-    task: ServedTask, outputs: Mapping[str, NDArray[Any]], arrays: Mapping[str, NDArray[Any]], inputs: Sequence[Input]
+    task: Task, outputs: Mapping[str, NDArray[Any]], arrays: Mapping[str, NDArray[Any]], inputs: Sequence[Input]
 ) -> list[tuple[NDArray[np.float32], int]]:
     del inputs
     counts = arrays["attention_mask"].sum(axis=1)  # padding is no token

@@ -128,9 +128,9 @@ def test_a_graph_with_weights_beside_it_runs_from_the_repository(tmp_path: Path)
 
 
 def test_texts_are_encoded_by_what_lies_beside_the_graph(repository: Path, served: dict[str, Any]):
-    from edgesmith.tasks import load_served_task
+    from edgesmith.tasks import load_task
 
-    arrays = load_served_task(repository / "news" / "4").encode(read_golden(served["news"].artifact).texts)
+    arrays = load_task(repository / "news" / "4").encode(read_golden(served["news"].artifact).texts)
     for name, array in read_golden(served["news"].artifact).inputs.items():
         np.testing.assert_array_equal(arrays[name], array)
 
@@ -139,7 +139,7 @@ def test_the_readme_says_how_it_is_run_and_asked(repository: Path):
     text = (repository / "README.txt").read_text()
     assert "tritonserver --model-repository=/models" in text
     assert "-d @affine/request.json" not in text  # it has no golden row
-    assert 'load_served_task(Path("news/1"))' in text
+    assert 'load_task(Path("news/1"))' in text
     assert "scorer: not every tensor has an axis of rows" in text
 
 

@@ -1,0 +1,1 @@
+"""Distillation: a smaller student learns to do as its teacher does."""

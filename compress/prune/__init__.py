@@ -1,0 +1,1 @@
+"""Pruning: single weights that become zero, or whole structures that leave."""
