@@ -37,7 +37,7 @@ ARCHIVES = (".tar.zst", ".tar.gz", ".tgz", ".tar")
 """Endings of the archives that are written."""
 BUNDLE = "bundle.json"
 """The index, in the root of every bundle."""
-COMPRESSION = "zstd -9 --long=27"
+COMPRESSION = "zstd -9 --long=27 --zstd=mml=6"
 """What `.tar.zst` and every figure of a download is."""
 Content: TypeAlias = Path | bytes
 """A file on the disk, or what is to be in one."""
@@ -45,6 +45,7 @@ Content: TypeAlias = Path | bytes
 # Weights are noise to a search for repeats: a higher level takes 50 times as long and, on shared codes, comes out
 # larger, while texts still gain from the step from 3 to 9.
 _LEVEL = 9
+_MIN_MATCH = 6  # shorter repeats are chance among weights, and dearer than what they replace
 # The longest that decoders take without being told to. The window never is longer than the content, which bounds
 # what unpacking needs on a small device; two versions of one model in a bundle share what they have in common.
 _MAX_WINDOW_LOG = 27
@@ -155,7 +156,7 @@ def _compressed(sink: BinaryIO, ending: str, total_bytes: int) -> Iterator[Binar
             zstandard = import_zstandard()
             window_log = min(max(total_bytes.bit_length(), _MIN_WINDOW_LOG), _MAX_WINDOW_LOG)
             parameters = zstandard.ZstdCompressionParameters.from_level(
-                _LEVEL, window_log=window_log, enable_ldm=True, write_checksum=True, threads=0
+                _LEVEL, min_match=_MIN_MATCH, window_log=window_log, enable_ldm=True, write_checksum=True, threads=0
             )
             compressor = zstandard.ZstdCompressor(compression_params=parameters)
             with compressor.stream_writer(sink, closefd=False) as stream:

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -74,6 +74,8 @@ class Bundle:
         runtime_bytes: Of the runtime's own code.
         wheel_bytes: Of the libraries, where they are inside.
         sha256: Of an archive, to be compared on the box; None of a folder.
+        memory_bytes: Model → what a process that opens it and answers takes at its peak, mapped files included; of
+            those that were measured.
     """
 
     path: Path
@@ -85,6 +87,7 @@ class Bundle:
     runtime_bytes: int
     wheel_bytes: int
     sha256: str | None
+    memory_bytes: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """JSON-able form."""
@@ -213,7 +216,7 @@ def write_bundle(
 
     Args:
         models: `name` or `name:version` → artifact.
-        out: Folder, or an archive by its ending (`ARCHIVES`).
+        out: Folder, or an archive by its ending (`ARCHIVES`); `.tar.zst` is the smallest and the quickest to unpack.
         with_runtime: Put the runtime's code and a lock file in.
         with_wheels: Put the libraries in too, with their hashes in the lock file, so that the box needs no network.
         platform: The box's, as pip names it, such as `manylinux_2_28_aarch64`; this machine's if left out.

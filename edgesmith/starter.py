@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from edgesmith.artifact import open_artifact
 from edgesmith.data import read_rows
@@ -16,10 +18,12 @@ from edgesmith.tasks.folder import read_json_object
 
 __all__ = ["write_starter"]
 
+_LAYER_COUNTS = ("num_hidden_layers", "n_layers", "n_layer")
+
 _MAX_UP = 2
 """Folders to go up, from which on a path is written whole."""
 
-_TEMPLATE = """\
+_HEADER = """\
 # {headline}
 # Editors: `edgesmith schema > recipe.schema.json` gives completion and checks.
 version: 1
@@ -29,31 +33,36 @@ model:
   base: {base}
 {adapter}
 data:
-  eval: {data}   # held-out rows; accuracy is judged on all of them
-  # calibration: {{path: train.jsonl, num_samples: 128}}   # for static-int8 and smoothing; not rows of the file above
-  # columns: {{text: body, label: topic}}   # where the file's columns have other names
-{steps}
-targets:
-  server: {{format: onnx, quantize: {{method: dynamic-int8}}}}
-  # static: {{format: onnx, quantize: {{method: static-int8}}}}   # needs data.calibration
-gates:
-  accuracy: {{max_drop: 0.01}}   # at most one point below the fp32 model, shown on the same rows
-  size: {{min_reduction: 3.5}}   # times smaller than the fp32 model
-  speed: {{min_speedup: 1.5}}    # times less CPU time a request than the fp32 model
 """
 
+_ROWS_TEMPLATE = """\
+  eval: {data}   # held-out rows; accuracy is judged on all of them
+{train}
+  # unlabelled: more.jsonl   # further rows without labels, on which a student learns what its teacher says
+  # calibration: {{path: train.jsonl, num_samples: 128}}   # for static-int8 and smoothing; not rows of data.eval
+  # columns: {columns}   # where the file's columns have other names
+{steps}
+targets:
+{targets}
+gates:
+  accuracy: {{max_drop: 0.01}}   # at most one point below the whole fp32 model, shown on the same rows
+  size: {{min_reduction: {reduction}}}   # times smaller than the whole fp32 model
+  speed: {{min_speedup: {speedup}}}    # times less CPU time a request than the whole fp32 model
+"""
+
+_ENCODER_STEPS = """\
+  - trim-vocabulary    # keeps the tokens of data.train; text is read as before
+  - prune: {{num_layers: {num_layers}, keep: {{ffn: 0.5}}}}   # layers and feed-forward units that matter least go
+  - distill: {distill}   # what is left learns from the whole model{labels}"""
+
+_CNN_STEPS = """\
+  - prune: {{importance: taylor, max_macs: 0.5}}   # half the multiply-accumulates, in whole channels
+  - distill: {{hard: 0.5}}   # what is left learns from the whole model, and from the labels"""
+
 _LANGUAGE_TEMPLATE = """\
-# {headline}
-# Editors: `edgesmith schema > recipe.schema.json` gives completion and checks.
-version: 1
-name: {name}
-task: {task}
-model:
-  base: {base}
-{adapter}
-data:
   eval: {data}   # held-out text; perplexity and divergence are judged on it
-  calibration: train.txt   # other text of the same kind: importance matrices are measured on it
+  calibration: {train_text}   # other text of the same kind: importance matrices are measured on it
+  # train: {train_text}   # for distill
   {prompts}   # rows with prompt and reference: the artifact's answers are compared
 {steps}
 targets:
@@ -67,9 +76,14 @@ gates:
   size: {{min_reduction: 3.0}}        # times smaller than the checkpoint
 """
 
+_LANGUAGE_STEPS = """\
+  # - trim-vocabulary   # keeps the tokens of that text: the largest saving of a small model with a large vocabulary
+  # - prune: {{num_layers: {num_layers}}}   # the layers that change the hidden states least go; needs distill, and a
+  # - distill: {{}}   # looser perplexity gate: what is left learns from the whole model on data.train"""
+
 
 def write_starter(
-    checkpoint: Path, *, adapter: Path | None = None, data: Path | None = None, out: Path
+    checkpoint: Path, *, adapter: Path | None = None, data: Path | None = None, train: Path | None = None, out: Path
 ) -> tuple[list[str], Path]:
     """Write a recipe for a checkpoint.
 
@@ -77,6 +91,7 @@ def write_starter(
         checkpoint: Hugging Face folder, or an adapter's folder that names its base.
         adapter: PEFT adapter to merge first.
         data: Held-out rows.
+        train: Rows (of a language model: text) to train on; with them the recipe makes a smaller model first.
         out: Recipe to write; must not be there.
 
     Returns:
@@ -88,52 +103,119 @@ def write_starter(
     """
     if out.exists():
         raise UsageError(f"{out}: is there already", mend="Choose another name with -o/--out, or move it away.")
-    guesses = []
-    if adapter is None and (checkpoint / "adapter_config.json").is_file():
-        adapter, named = checkpoint, read_json_object(checkpoint / "adapter_config.json").get("base_model_name_or_path")
-        if named and (adapter / named).is_dir():
-            named = os.path.normpath(adapter / named)
-        if not named or not Path(named).is_dir():
-            raise UsageError(
-                f"{checkpoint}: is an adapter, and its base {named!r} is no folder here",
-                mend="Name the base: edgesmith init BASE --adapter ADAPTER.",
-            )
-        checkpoint = Path(named)
-        guesses.append(f"base: {checkpoint}, as the adapter says")
+    checkpoint, adapter, guesses = _find_base(checkpoint, adapter)
     if not (checkpoint / "config.json").is_file():
         raise UsageError(f"{checkpoint}: is no Hugging Face folder (it has no config.json)")
     open_artifact(checkpoint, kinds=("checkpoint",))
-    task = guess_task(read_json_object(checkpoint / "config.json"))
+    config = read_json_object(checkpoint / "config.json")
+    task = guess_task(config)
     guesses.append(f"task: {task}, from the architecture in {checkpoint / 'config.json'}")
-    generates = task == TEXT_GENERATION
-    if generates:
-        guesses.append("format: gguf with Q4_K_M and an importance matrix, which is measured on data.calibration")
-    else:
-        guesses.append("format: onnx with dynamic INT8, which needs no calibration")
-    asks = generates and data is not None and _has_prompts(data)
-    if asks:
-        guesses.append(f"data.prompts: {data}, whose rows have a prompt; data.eval is a text of its own")
-    held_out = data if not asks else None
-    named = [] if held_out else ["held_out.txt" if generates else "test.jsonl"]
-    named += ["train.txt"] if generates else []
-    missing = [one for one in named if not (out.absolute().parent / one).exists()]
+    kind = "language" if task == TEXT_GENERATION else "cnn" if "depths" in config else "encoder"
+    guesses += _explain(kind, train)
+    fields = _language_fields(data, train, out, guesses) if kind == "language" else _row_fields(kind, data, train, out)
+    files = fields.pop("files").split()
+    missing = [one for one in files if not (out.absolute().parent / one).exists()]
     if missing:
         guesses.append(f"missing: {' and '.join(missing)}; put your files there, or their names into {out.name}")
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", checkpoint.absolute().name).strip("-.") or "model"
-    text = (_LANGUAGE_TEMPLATE if generates else _TEMPLATE).format(
+    template = _HEADER + (_LANGUAGE_TEMPLATE if kind == "language" else _ROWS_TEMPLATE)
+    text = template.format(
         headline=f"Starter recipe for {checkpoint.name}; run it with: edgesmith run {out.name}",
-        name=name,
+        name=re.sub(r"[^A-Za-z0-9_.-]+", "-", checkpoint.absolute().name).strip("-.") or "model",
         task=task,
         base=_relative(checkpoint, out),
         adapter=f"  adapter: {_relative(adapter, out)}"
         if adapter
-        else "  # adapter: path/to/lora   # with steps: [merge]",
-        data=_relative(held_out, out) if held_out else named[0],
-        prompts=f"prompts: {_relative(data, out)}" if asks and data else "# prompts: prompts.jsonl",
-        steps="steps: [merge]" if adapter else "# steps: [merge]",
+        else "  # adapter: path/to/lora   # with merge as the first of the steps",
+        steps=_steps(kind, task, config, is_merged=adapter is not None, is_trained=train is not None),
+        **fields,
     )
     atomic_write(out, text)
     return guesses, out
+
+
+def _find_base(checkpoint: Path, adapter: Path | None) -> tuple[Path, Path | None, list[str]]:
+    """The base, and its adapter where the folder that was given is one; what was guessed."""
+    if adapter is not None or not (checkpoint / "adapter_config.json").is_file():
+        return checkpoint, adapter, []
+    named = read_json_object(checkpoint / "adapter_config.json").get("base_model_name_or_path")
+    if named and (checkpoint / named).is_dir():
+        named = os.path.normpath(checkpoint / named)
+    if not named or not Path(named).is_dir():
+        raise UsageError(
+            f"{checkpoint}: is an adapter, and its base {named!r} is no folder here",
+            mend="Name the base: edgesmith init BASE --adapter ADAPTER.",
+        )
+    return Path(named), checkpoint, [f"base: {named}, as the adapter says"]
+
+
+def _explain(kind: str, train: Path | None) -> list[str]:
+    """What the recipe does, and why."""
+    if kind == "language":
+        format_guess = "format: gguf with Q4_K_M and an importance matrix, which is measured on data.calibration"
+    elif kind == "cnn":
+        format_guess = "format: onnx in fp32"
+    else:
+        format_guess = "format: onnx with dynamic INT8, which needs no calibration"
+    if train is None:
+        return [format_guess, "steps: none that train; with rows to train on (--train) the model becomes much smaller"]
+    made = {
+        "encoder": "its vocabulary is trimmed, a third of its layers and half of their width stay, and it is distilled",
+        "cnn": "half of its multiply-accumulates go, in whole channels, and it is distilled",
+        "language": "its vocabulary is trimmed to the text",
+    }
+    return [format_guess, f"steps: {made[kind]}"]
+
+
+def _steps(kind: str, task: str, config: Mapping[str, Any], *, is_merged: bool, is_trained: bool) -> str:
+    """The recipe's steps; those that need rows to train on are only shown where there are none."""
+    num_layers = next((config[key] for key in _LAYER_COUNTS if isinstance(config.get(key), int)), 6)
+    share = 4 if kind == "language" else 3
+    kept = max(1, num_layers - num_layers // share if kind == "language" else num_layers // share)
+    lines = {"encoder": _ENCODER_STEPS, "cnn": _CNN_STEPS, "language": _LANGUAGE_STEPS}[kind].format(
+        num_layers=kept,
+        distill="{hard: 0.5}" if task.endswith("classification") else "{}",
+        labels=", and from the labels" if task.endswith("classification") else "",
+    )
+    if not is_trained:
+        lines = "\n".join(
+            "  #" + line[1:] if not line.lstrip().startswith("#") else line for line in lines.splitlines()
+        )
+    head = "steps:" if is_merged or is_trained else "# steps:"
+    return "\n".join([head, *(["  - merge"] if is_merged else []), lines])
+
+
+def _row_fields(kind: str, data: Path | None, train: Path | None, out: Path) -> dict[str, str]:
+    """What the template of models that answer rows needs."""
+    is_cnn = kind == "cnn"
+    int8 = "  server: {format: onnx, quantize: {method: dynamic-int8}}\n"
+    int8 += "  # static: {format: onnx, quantize: {method: static-int8}}   # needs data.calibration"
+    reduction, speedup = ("1.5", "1.5") if is_cnn else ("8", "4.0")
+    if train is None:
+        reduction, speedup = ("1.0", "1.0") if is_cnn else ("3.5", "1.5")
+    return {
+        "data": _relative(data, out) if data else "test.jsonl",
+        "train": f"  train: {_relative(train, out)}" if train else "  # train: train.jsonl   # for the steps below",
+        "columns": "{image: file, label: topic}" if is_cnn else "{text: body, label: topic}",
+        "targets": "  server: {format: onnx}" if is_cnn else int8,
+        "reduction": reduction,
+        "speedup": speedup,
+        "files": "" if data else "test.jsonl",
+    }
+
+
+def _language_fields(data: Path | None, train: Path | None, out: Path, guesses: list[str]) -> dict[str, str]:
+    """What the template of language models needs."""
+    asks = data is not None and _has_prompts(data)
+    if asks:
+        guesses.append(f"data.prompts: {data}, whose rows have a prompt; data.eval is a text of its own")
+    held_out = None if asks else data
+    train_text = _relative(train, out) if train else "train.txt"
+    return {
+        "data": _relative(held_out, out) if held_out else "held_out.txt",
+        "train_text": train_text,
+        "prompts": f"prompts: {_relative(data, out)}" if asks and data else "# prompts: prompts.jsonl",
+        "files": " ".join(["" if held_out else "held_out.txt", "" if train else train_text]),
+    }
 
 
 def _has_prompts(data: Path) -> bool:

@@ -114,7 +114,7 @@ def unpack_bundle(path: Path, out: Path, *, progress: Progress = SILENT) -> Unpa
 
 
 def _unpack(path: Path, folder: Path, progress: Progress) -> _Index:
-    with _archive_errors(path), storage_errors(path), path.open("rb") as file, _expanded(file) as stream:
+    with storage_errors(path), _archive_errors(path), path.open("rb") as file, _expanded(file) as stream:
         bounded = _Bounded(stream, path)
         with tarfile.open(fileobj=cast(IO[bytes], bounded), mode="r|", bufsize=_READ_BYTES) as archive:
             members = _members(archive, bounded, path)

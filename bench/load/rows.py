@@ -8,9 +8,9 @@ from bench.load.plan import LoadPlan
 from edgesmith.data import Row, sample_rows
 from edgesmith.errors import DataError
 
-__all__ = ["read_texts", "sampled_rows", "text_of"]
+__all__ = ["PACKAGED", "read_texts", "sampled_rows", "text_of"]
 
-_PACKAGED = "no data were given: the requests hold the packaged sample sentences"
+PACKAGED = "no data were given: the requests hold the packaged samples"
 _USUAL = ("text", "prompt", "sentence", "question", "input")
 
 
@@ -28,7 +28,7 @@ def sampled_rows(plan: LoadPlan) -> tuple[list[Row], tuple[str, ...]]:
     if len(texts) < plan.batch_size:
         texts *= plan.batch_size // len(texts) + 1
     rows = [Row(Path("sample_texts.txt"), line, {"text": text}) for line, text in enumerate(texts, start=1)]
-    return rows, (_PACKAGED,)
+    return rows, (PACKAGED,)
 
 
 def read_texts(plan: LoadPlan) -> tuple[list[str], tuple[str, ...]]:

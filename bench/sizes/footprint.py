@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from bench.raw import damage_errors, pretty_json, read_json
 from bench.strict import check_numbers
-from edgesmith.errors import MissingExtraError
-from edgesmith.files import atomic_write, storage_errors
+from edgesmith.archive import COMPRESSION, download_bytes
+from edgesmith.files import atomic_write
 from edgesmith.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["FOOTPRINT", "Footprint", "measure_footprint"]
 
 FOOTPRINT = "footprint.json"
-_CHUNK_BYTES = 1 << 20
-_LEVEL = 9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +30,7 @@ class Footprint:
     total_bytes: int
     """All files of the artifact."""
     download_bytes: int
-    """All files as one stream, compressed."""
+    """The bundle of it alone, `.tar.zst`, which is what goes over the air."""
     compression: str
     """Such as `zstd -9`."""
 
@@ -67,42 +65,24 @@ class Footprint:
             return cls(**{name: value[name] for name in cls.__dataclass_fields__})
 
 
-def measure_footprint(artifact: Artifact, *, level: int = _LEVEL, progress: Progress = SILENT) -> Footprint:
-    """Add up an artifact's files, and compress them as one zstd stream in the order of the manifest.
+def measure_footprint(artifact: Artifact, *, progress: Progress = SILENT) -> Footprint:
+    """Add up an artifact's files, and pack them as a bundle does, to the byte.
 
     Memory stays small whatever the artifact's size: files are read and compressed piece by piece, and what comes
     out is counted, not kept.
 
     Args:
         artifact: Opened; its files are read once more.
-        level: Of zstd, 1 to 22. Weights hardly compress better at a higher one.
         progress: Shows the bytes done.
 
     Raises:
         MissingExtraError: `zstandard` is not installed.
         StorageError: A file cannot be read.
     """
-    try:
-        import zstandard
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            "the library `zstandard` is not installed; it measures download sizes",
-            mend="Install it: pip install 'edgesmith[bench]'",
-        ) from error
-    stream = zstandard.ZstdCompressor(level=level).compressobj()
-    download_bytes = 0
-    with progress.bar("compress", total=artifact.size_bytes) as advance:
-        for entry in artifact.manifest.files:
-            path = artifact.file(entry.path)
-            with storage_errors(path), path.open("rb") as file:
-                while chunk := file.read(_CHUNK_BYTES):
-                    download_bytes += len(stream.compress(chunk))
-                    advance(len(chunk))
-    download_bytes += len(stream.flush())
     return Footprint(
         artifact_digest=artifact.digest,
         model_bytes=artifact.model_bytes,
         total_bytes=artifact.size_bytes,
-        download_bytes=download_bytes,
-        compression=f"zstd -{level}",
+        download_bytes=download_bytes(artifact, progress),
+        compression=COMPRESSION,
     )

@@ -19,6 +19,8 @@ __all__ = ["TRAINING", "DistillResult", "result_of", "write_result"]
 
 TRAINING = "training.json"
 """The file of a trained checkpoint that says how training went."""
+_DIGITS = 5
+"""Of a figure; what comes after them tells equal ones apart, see `compress.distill.validate`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +81,17 @@ def write_result(model: PreTrainedModel, source: Path, out: Path, result: Distil
 def result_of(trained: Trained, **facts: Any) -> DistillResult:
     """Put together what training and its surroundings say."""
     assert trained.best_metric is not None  # there is always something to choose the weights by
+    history = [
+        {**entry, "metric": round(entry["metric"], _DIGITS)} if "metric" in entry else entry
+        for entry in trained.history
+    ]
     return DistillResult(
-        first_metric=trained.history[0]["metric"],
-        best_metric=trained.best_metric,
+        first_metric=history[0]["metric"],
+        best_metric=round(trained.best_metric, _DIGITS),
         best_update=trained.best_update,
         num_updates=trained.num_updates,
         stopped_because=trained.stopped_because,
-        history=tuple(trained.history),
+        history=tuple(history),
         seconds=trained.seconds,
         peak_memory_bytes=trained.peak_memory_bytes,
         **facts,

@@ -34,6 +34,8 @@ class Work:
     identity: str
     """Of the teacher and all rows: kept outputs of another one are not used."""
     seed: int = 0
+    save_seconds: float = 120.0
+    """Age of the training's last checkpoint at which a new one is written."""
     progress: Progress = SILENT
 
     def cache_of(self, *parts: object) -> tuple[Path, str]:
@@ -128,6 +130,7 @@ def run(
         seed=work.seed,
         workplace=work.folder,
         progress=work.progress,
+        save_seconds=work.save_seconds,
     )
     result = result_of(
         trained,

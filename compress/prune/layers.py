@@ -99,7 +99,7 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
             f"{type(model).__name__}: transformers takes no configuration of {len(kept)} layers: {error}",
             mend="Keep all layers of this model.",
         ) from error
-    tensors = model.state_dict()
+    tensors: dict[str, Tensor] = model.state_dict()
 
     def tensor_of(name: str) -> Tensor:
         if name.startswith(f"{stack.name}."):
@@ -156,6 +156,7 @@ def _is_per_layer(name: str) -> bool:
 def _influence(model: PreTrainedModel, stack: LayerStack, batches: Sequence[Batch]) -> list[float]:
     totals, count = [0.0] * stack.num_layers, 0
     masks: list[Tensor] = []
+    batch: Batch
 
     def hook(index: int) -> Any:
         def measure(_: Any, args: tuple[Any, ...], result: Any) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers.initialization import no_init_weights
 
@@ -50,8 +51,11 @@ def change_config(config: Any, changes: Mapping[str, Any]) -> Any:
             part[own][int(index[:-1])] = value
         else:
             part[own] = value
-    with quiet_transformers():
-        changed = type(config).from_dict(whole)
+    try:
+        with quiet_transformers():
+            changed = type(config).from_dict(whole)
+    except StrictDataclassError as error:
+        raise ValueError(" ".join(str(error).split())) from error
     changed._attn_implementation = config._attn_implementation
     return changed
 
@@ -85,8 +89,8 @@ def rebuild(model: PreTrainedModel, config: Any, tensor_of: Callable[[str], Tens
                 ) from None
             if value.shape != target.shape:
                 raise UnsupportedError(
-                    f"{type(model).__name__}: {name} would be cut to {list(value.shape)}, but the smaller configuration "
-                    f"asks for {list(target.shape)}",
+                    f"{type(model).__name__}: {name} would be cut to {list(value.shape)}, but the smaller "
+                    f"configuration asks for {list(target.shape)}",
                     mend="This architecture cannot be cut there.",
                 )
             target.copy_(value)

@@ -1,9 +1,9 @@
 """What a training keeps on disk: its last whole state and its best weights, through any kill.
 
-    WORKPLACE/last/              weights, optimizer, schedule, position, history: written beside, then swapped in
-    WORKPLACE/best-N.safetensors weights after update N, the best so far
-    WORKPLACE/finished.json      the training is over: the best weights are the result
-    WORKPLACE/tensorboard/       curves to look at while it runs
+    ROOT/last/               weights, optimizer, schedule, position, history: written beside it, then swapped in
+    ROOT/best-N.safetensors  the weights after update N, the best so far
+    ROOT/finished.json       the training is over: the best weights are the result
+    ROOT/tensorboard/        curves to look at while it runs
 
 `last` names the best weights that belong to it, so a kill between the two writes mixes nothing up: what `last` does
 not name is left over, and goes with the next write.

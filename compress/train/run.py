@@ -138,10 +138,10 @@ def train(
         patience=options.patience,
         save_seconds=save_seconds,
     )
-    checkpoints = Checkpoints(workplace)
+    checkpoints = Checkpoints(workplace / "training")  # the caller may keep caches beside it
     with _prepared(model, options) as trainee_of:
         trainee = trainee_of(objective)
-        arguments = _arguments(options, workplace, seed)
+        arguments = _arguments(options, checkpoints.root, seed)
         fingerprint = _fingerprint(trainee, options, order, plan)
         state = tell_all(_open(checkpoints, trainee, fingerprint, progress) if is_leader() else None)
         assert state is not None

@@ -119,6 +119,7 @@ class SumTrainer(Trainer):  # type: ignore[misc]  # transformers has no types he
         self._checkpoints, self._note = checkpoints, note
         self._may_halve = may_halve and num_processes() == 1
         self._last_loss: float | None = None
+        self._num_tokens: int | None = None  # of the longest row of the last micro-batch
         self.lr_scheduler: LRScheduler
         self.look_at_clock: Callable[[], tuple[bool, bool]] = lambda: (False, False)
         self.micro_batch_size = micro_batch_size
@@ -200,6 +201,7 @@ class SumTrainer(Trainer):  # type: ignore[misc]  # transformers has no types he
         for start in starts:
             is_last = start == starts[-1]
             batch = self._prepare_inputs(self._collate(rows[start : start + size]))
+            self._num_tokens = batch["input_ids"].shape[-1] if "input_ids" in batch else None
             with nullcontext() if is_last else self.accelerator.no_sync(model):
                 total, num_items, parts = model(batch)
                 self.accelerator.backward(total * 0 if is_idle else total)
@@ -234,11 +236,10 @@ class SumTrainer(Trainer):  # type: ignore[misc]  # transformers has no types he
         )
 
     def _memory_error(self, error: BaseException, rows: list[Any]) -> TrainingError:
-        lengths = [len(row["input_ids"]) for row in rows if isinstance(row, Mapping) and "input_ids" in row]
         return memory_error(
             error,
             num_rows=min(self.micro_batch_size, len(rows)),
-            longest=max(lengths, default=None),
+            longest=self._num_tokens,
             state_bytes=training_bytes(self.model.parameters()),
             is_checkpointed=self._options.gradient_checkpointing,
         )

@@ -44,7 +44,7 @@ def single_characters(tokenizer: TokenizerJson, texts: Iterable[str]) -> set[int
         ends a word.
     """
     alphabet = byte_alphabet()
-    is_byte_level = tokenizer.kind == "BPE" and alphabet <= tokenizer.model_ids.keys()
+    is_byte_level = tokenizer.is_byte_level
     seen: Counter[str] = Counter()
     if not is_byte_level:
         for text in texts:

@@ -30,11 +30,15 @@ class Perplexity:
     """Of a causal language model, on the tokens that were compared."""
 
     before: float
+    """The original's, which gives some probability to every token of its own vocabulary."""
+    before_on_kept: float
+    """The original's, when it may choose only among the tokens that stay: what `after` is to be compared with."""
     after: float
-    """Lower: the same logits are divided by a smaller sum, for tokens that are gone get no probability."""
+    """The trimmed model's. It can only be below `before`: tokens that are gone take no probability any more. That is
+    no better model, and no figure to compare across vocabularies."""
     kept_probability: float
-    """Share of the original's probability that lay on tokens that stay; geometric mean, so that `before` times it is
-    `after`."""
+    """Share of the original's probability that lay on tokens that stay; a geometric mean, so that `before` times it
+    is `before_on_kept`."""
     num_tokens: int
 
 
@@ -80,7 +84,7 @@ def prove_model(
     windows = _windows(tokens, len(kept))
     is_bare = model_class.__name__.endswith("Model") and not model_class.__name__.endswith("LMHeadModel")
     kind = _Kind(model_class.__name__, ("last_hidden_state",) if is_bare else ("logits",))
-    expected, entropy = _run(before, kind, torch.from_numpy(kept)[windows], kept)
+    expected, lost = _run(before, kind, torch.from_numpy(kept)[windows], kept)
     found, _ = _run(after, kind, windows, None)
     difference = max(float((expected[name] - found[name]).abs().max()) for name in expected)
     scale = max(float(value.abs().max()) for value in expected.values())
@@ -90,7 +94,7 @@ def prove_model(
         tolerance=_TOLERANCE * max(1.0, scale),
         num_tokens=windows.numel(),
         outputs=tuple(expected),
-        perplexity=_perplexity(model_class, found, windows, entropy),
+        perplexity=_perplexity(model_class, expected, found, windows, lost),
     )
     if not difference <= proof.tolerance:
         raise VerificationError(
@@ -144,16 +148,26 @@ def _run(
 
 
 def _perplexity(
-    model_class: type[Any], outputs: dict[str, Tensor], windows: Tensor, lost: Tensor | None
+    model_class: type[Any],
+    expected: dict[str, Tensor],
+    found: dict[str, Tensor],
+    windows: Tensor,
+    lost: Tensor | None,
 ) -> Perplexity | None:
     if lost is None or not model_class.__name__.endswith(("ForCausalLM", "LMHeadModel")) or windows.shape[1] < 2:
         return None
-    logits = outputs["logits"][:, :-1].double()
-    scores = torch.log_softmax(logits, -1).gather(-1, windows[:, 1:, None])[..., 0]
-    after, loss = float(-scores.mean()), float(lost[:, :-1].double().mean())
+    loss = float(lost[:, :-1].double().mean())
+    same, after = (_mean_loss(outputs["logits"], windows) for outputs in (expected, found))
     return Perplexity(
-        before=float(np.exp(after + loss)),
+        before=float(np.exp(same + loss)),
+        before_on_kept=float(np.exp(same)),
         after=float(np.exp(after)),
         kept_probability=float(np.exp(-loss)),
-        num_tokens=scores.numel(),
+        num_tokens=lost[:, :-1].numel(),
     )
+
+
+def _mean_loss(logits: Tensor, windows: Tensor) -> float:
+    """Mean negative log-probability of each window's next tokens, in nats."""
+    scores = torch.log_softmax(logits[:, :-1].double(), -1).gather(-1, windows[:, 1:, None])
+    return float(-scores.mean())

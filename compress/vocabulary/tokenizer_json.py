@@ -110,6 +110,11 @@ class TokenizerJson:
             return index if type(index) is int else None
         return self.model_ids.get(str(self.model.get("unk_token")))
 
+    @property
+    def is_byte_level(self) -> bool:
+        """Whether characters of the vocabulary stand for bytes."""
+        return any(_names(self.content.get(key), "ByteLevel") for key in ("pre_tokenizer", "normalizer"))
+
     def id_of(self, token: object) -> int | None:
         """Look a token up, added or not; it may be given as an object with `content`, as configurations do."""
         if isinstance(token, Mapping):
@@ -218,6 +223,15 @@ def map_processor_ids(processor: Any, change: Callable[[int], int]) -> Any:
                 name: {**token, "ids": [change(index) for index in token["ids"]]} for name, token in named.items()
             }
     return result
+
+
+def _names(part: Any, wanted: str) -> bool:
+    """Whether a part of the pipeline, or one of those it consists of, is of a type."""
+    if isinstance(part, list):
+        return any(_names(one, wanted) for one in part)
+    if not isinstance(part, Mapping):
+        return False
+    return part.get("type") == wanted or any(_names(part.get(key), wanted) for key in ("pretokenizers", "normalizers"))
 
 
 def is_byte_token(token: str) -> bool:

@@ -16,7 +16,12 @@ __all__ = ["init", "plan", "run", "schema"]
 
 
 def init(
-    checkpoint: Path, *, adapter: Path | None = None, data: Path | None = None, out: Path = Path("recipe.yaml")
+    checkpoint: Path,
+    *,
+    adapter: Path | None = None,
+    data: Path | None = None,
+    train: Path | None = None,
+    out: Path = Path("recipe.yaml"),
 ) -> dict[str, Any]:
     """Write a starter recipe.
 
@@ -29,7 +34,7 @@ def init(
     """
     from edgesmith.starter import write_starter
 
-    guesses, path = write_starter(checkpoint, adapter=adapter, data=data, out=out)
+    guesses, path = write_starter(checkpoint, adapter=adapter, data=data, train=train, out=out)
     return {"path": str(path), "guesses": guesses}
 
 

@@ -136,7 +136,7 @@ _PANELS: Mapping[str, Mapping[Callable[..., None], str | tuple[str, ...]]] = {
 
 for _panel, _commands in _PANELS.items():
     for _command, _examples in _commands.items():
-        _name = _command.__name__.removesuffix("_command")
+        _name = _command.__name__.removesuffix("_command").replace("_", "-")
         _listed = (_examples,) if isinstance(_examples, str) else _examples
         _epilog = "\n\n".join(f"[dim]Example:[/dim] {_example}" for _example in _listed)
         app.command(_name, epilog=_epilog, rich_help_panel=_panel)(_command)

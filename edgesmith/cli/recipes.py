@@ -27,13 +27,16 @@ def init(
     checkpoint: Annotated[Path, typer.Argument(help="Hugging Face folder of the fine-tuned model or of the base.")],
     adapter: Annotated[Path | None, typer.Option(help="PEFT adapter to merge first.")] = None,
     data: DataFile = None,
+    train: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Rows or text to train on: the recipe makes a smaller model.")
+    ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Recipe to write.")] = Path("recipe.yaml"),
     json: Json = False,
 ) -> None:
     """Write a starter recipe for a checkpoint, saying what was guessed."""
     from edgesmith import api, console
 
-    result = api.init(checkpoint, adapter=adapter, data=data, out=out)
+    result = api.init(checkpoint, adapter=adapter, data=data, train=train, out=out)
     if json:
         console.print_json(result)
         return

@@ -10,7 +10,7 @@ import typer
 
 from edgesmith.cli.options import Json, Out
 
-__all__ = ["bundle", "serve"]
+__all__ = ["bundle", "serve", "unbundle"]
 
 
 def serve(
@@ -125,6 +125,10 @@ def bundle(
         str | None,
         typer.Option(metavar="TAG", help="Of the wheels, such as manylinux_2_28_aarch64."),
     ] = None,
+    memory: Annotated[
+        bool,
+        typer.Option("--memory/--no-memory", help="Open each model in a fresh process, and say what it takes there."),
+    ] = True,
     json: Json = False,
 ) -> None:
     """Pack artifacts, and the runtime if wanted, into one folder or archive to copy to an edge box."""
@@ -132,14 +136,45 @@ def bundle(
     from edgesmith.units import format_bytes
 
     made = api.bundle(
-        models, out=out, runtime=runtime, wheels=wheels, platform=platform, progress=console.ConsoleProgress()
+        models,
+        out=out,
+        runtime=runtime,
+        wheels=wheels,
+        platform=platform,
+        memory=memory,
+        progress=console.ConsoleProgress(),
     )
     if json:
         console.print_json(made.to_json())
         return
     parts = {"models": made.model_bytes, "runtime": made.runtime_bytes, "wheels": made.wheel_bytes}
-    facts = {"bundle": str(made.path), "size": format_bytes(made.size_bytes), "serves": ", ".join(made.models)}
+    facts = {"bundle": str(made.path), "serves": ", ".join(made.models)}
+    facts |= {"over the air": format_bytes(made.size_bytes)} if made.sha256 else {}
+    facts |= {"on disk": format_bytes(made.unpacked_bytes)}
+    if made.memory_bytes:
+        peaks = [f"{label} {format_bytes(size)}" for label, size in made.memory_bytes.items()]
+        facts["in memory"] = f"{', '.join(peaks)} (peak of a process that answers)"
     facts |= {name: format_bytes(size) for name, size in parts.items() if size}
     facts |= {"libraries": ", ".join(made.libraries)} if made.libraries else {}
     facts |= {"sha256": made.sha256} if made.sha256 else {}
     console.print_facts(facts)
+
+
+def unbundle(
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="Bundle: .tar.zst, .tar.gz or .tar.")],
+    out: Out,
+    json: Json = False,
+) -> None:
+    """Unpack a bundle, every file checked against its hash as it is written; all of it appears, or nothing."""
+    from edgesmith import console
+    from edgesmith.api.serve import unbundle as unpack
+    from edgesmith.units import format_bytes
+
+    done = unpack(archive, out=out, progress=console.ConsoleProgress())
+    if json:
+        console.print_json(done.to_json())
+        return
+    sizes = f"{format_bytes(done.archive_bytes)} → {format_bytes(done.unpacked_bytes)}"
+    console.print_facts(
+        {"bundle": str(done.path), "serves": ", ".join(done.models), "files": f"{done.num_files}, {sizes}"}
+    )

@@ -110,9 +110,44 @@ def _trim(walk: Walk, source: Artifact | None, options: TrimVocabularyOptions) -
         f"to the tokens of {corpus.name}" + (f", at most {options.max_tokens:,}" if options.max_tokens else ""),
         [("checkpoint", source)],
         lambda: TrimVocabularyStage(
-            source=needed(source), corpus=corpus, columns=walk.recipe.data.columns, options=options
+            source=needed(source), corpus=corpus, columns=walk.recipe.data.columns, trim=options
         ),
     )
+
+
+def _prune(walk: Walk, source: Artifact | None, options: PruneOptions) -> Artifact | None:
+    from edgesmith.pipeline.base import needed
+    from edgesmith.stages.prune import PruneStage
+
+    data, path = walk.recipe.data, None
+    if options.needs_rows:
+        path, _ = _training_file(walk)
+    return walk.walker.step(
+        "prune",
+        f"{_target_of(options)}, by {options.measure}" + (f" on rows of {path.name}" if path else ""),
+        [("checkpoint", source)],
+        lambda: PruneStage(
+            source=needed(source),
+            prune=options,
+            data=path,
+            num_samples=data.calibration.num_samples if data.calibration and data.train is None else None,
+            columns=data.columns,
+            task=walk.recipe.task,
+            seed=walk.recipe.seed,
+            threads=walk.recipe.measure.threads,
+        ),
+    )
+
+
+def _target_of(options: PruneOptions) -> str:
+    """What is to be left, in a few words."""
+    if options.pattern or options.sparsity:
+        return options.pattern or f"{options.sparsity:.0%} of the weights"
+    parts = [f"{options.num_layers} layers"] if options.num_layers else []
+    parts += [f"{name} {kept:.0%}" if kept < 1 else f"{name} {kept:g}" for name, kept in options.keep.items()]
+    budgets = (("parameters", options.max_params), ("MACs", options.max_macs), ("latency", options.max_latency))
+    parts += [f"{name} {limit:.0%}" if limit < 1 else f"{name} {limit:,.0f}" for name, limit in budgets if limit]
+    return ", ".join(parts)
 
 
 def _distill(walk: Walk, made: Checkpoints, options: DistillOptions) -> Artifact | None:

@@ -21,7 +21,7 @@ from edgesmith.stages.export import ExportStage
 from edgesmith.stages.quantize import QuantizeStage
 from edgesmith.stages.rows import Rows
 from edgesmith.stages.verify import VerifyStage
-from edgesmith.tasks import load_task
+from edgesmith.tasks import TextTask, load_task
 
 __all__ = ["GraphWalk"]
 
@@ -95,6 +95,8 @@ class GraphWalk(Walk):
         """Read all rows once before the long steps, so that a bad one is found at once."""
         task = load_task(checkpoint.folder, self.recipe.task, columns=self.recipe.data.columns)
         length = self.recipe.measure.length
+        if length is not None and not isinstance(task, TextTask):
+            raise UsageError(f"measure.length is {length}, but {task.name} has no lengths", mend="Leave it out.")
         if length is not None and task.max_length is not None and length > task.max_length:
             raise UsageError(f"measure.length is {length}, but the model takes at most {task.max_length} tokens")
         self._all_rows.read(task, labelled=True)

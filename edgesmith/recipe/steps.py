@@ -50,6 +50,9 @@ class TrimVocabularyOptions(Strict):
     """At most so many tokens: the rarer ones of the corpus are then written with shorter ones."""
     min_count: Annotated[int, Field(ge=1)] = 1
     """Tokens that the corpus has less often go too."""
+    multiple_of: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Fill the number of tokens up to a multiple of this with tokens that the corpus does not need; 8 is what matrix
+    kernels handle at once, on tensor cores as on CPUs."""
 
 
 class TrimVocabularyStep(Strict):

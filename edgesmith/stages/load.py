@@ -40,7 +40,7 @@ class LoadStage(Stage):
     @property
     def inputs(self) -> dict[str, str]:
         """Role → digest."""
-        data = {"data": Rows(path=self.plan.data).digest}
+        data = {"data": Rows(path=self.plan.data, columns=self.plan.columns).digest}
         return data if self.artifact is None else {"artifact": self.artifact.digest, **data}
 
     def make(self, folder: Path, progress: Progress) -> Artifact:

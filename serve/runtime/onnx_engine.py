@@ -89,7 +89,13 @@ def open_engine(artifact: Artifact, options: EngineOptions) -> OnnxEngine:
     if not options.packs_weights:
         settings.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            str(path),
+            settings,
+            providers=["CPUExecutionProvider"],
+            # It pads convolutions' channels to whole vectors, and a trace would show the padding as work.
+            disabled_optimizers=None if options.packs_weights else ["NchwcTransformer"],
+        )
     except Exception as error:  # the library's errors share no other base
         if type(error).__name__ == "NotImplemented":
             raise UnsupportedError(

@@ -247,7 +247,8 @@ def test_labels_that_occur_twice_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "failure"),
     [
-        ({"num_channels": 1}, UnsupportedError),
+        ({"num_channels": 4}, UnsupportedError),
+        ({"num_channels": 1}, ArtifactError),  # the processor's three means are for three channels
         ({"id2label": {"1": "a"}}, ArtifactError),
         ({"id2label": None, "num_labels": -1}, ArtifactError),
     ],

@@ -20,7 +20,7 @@ def test_every_task_is_found_by_its_own_name_and_is_complete(name: str) -> None:
     assert all(key == metric.name for key, metric in task.metrics.items())
     assert task.metric() is task.metrics[task.default_metric]
     assert task.output_names
-    assert task.column_names[0] == "text"
+    assert task.column_names[0] == ("image" if name == "image-classification" else "text")
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -46,6 +46,7 @@ def test_unknown_metric_names_the_known() -> None:
         ("BertForSequenceClassification", "text-classification"),
         ("LlamaForSequenceClassification", "text-classification"),
         ("BertModel", "feature-extraction"),
+        ("ResNetForImageClassification", "image-classification"),
     ],
 )
 def test_task_is_guessed_from_the_architecture(architecture: str, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from bench.load.plan import LoadPlan
 from bench.load.protocols.tensors import DTYPES, TensorSpec
-from bench.load.rows import read_texts, sampled_rows, text_of
+from bench.load.rows import PACKAGED, sampled_rows, text_of
 from edgesmith.data import Row
 from edgesmith.errors import DataError, UsageError
 
@@ -79,7 +80,7 @@ def _shaped(spec: TensorSpec, texts: NDArray[Any]) -> NDArray[Any]:
 
 
 def _from_encoder(plan: LoadPlan, inputs: Sequence[TensorSpec]) -> Batches:
-    from edgesmith.tasks import load_task
+    from edgesmith.tasks import ImageClassification, load_task
 
     assert plan.encoder is not None
     task = load_task(plan.encoder, columns=plan.columns or None)
@@ -89,15 +90,17 @@ def _from_encoder(plan: LoadPlan, inputs: Sequence[TensorSpec]) -> Batches:
             f"{plan.encoder} encodes {', '.join(task.input_names)}, and the model also takes {', '.join(missing)}",
             mend="Give the artifact that the server serves.",
         )
+    notes: tuple[str, ...] = ()
     if plan.data is None:
-        examples, notes = task.sample_examples(), read_texts(plan)[1]
+        examples, notes = task.sample_examples(), (PACKAGED,)
     else:
-        examples, notes = [task.parse(row, labelled=False) for row in sampled_rows(plan)[0]], ()
+        examples = [task.parse(row, labelled=False) for row in sampled_rows(plan)[0]]
     arrays: list[Arrays] = []
     for part in _batched(plan, len(examples)):
         encoded = task.encode(examples[part])
         arrays.append({spec.name: _as_input(spec, encoded[spec.name], str(plan.encoder)) for spec in inputs})
-    return Batches(arrays=tuple(arrays), description=_describe(plan, arrays, "encoded texts"), notes=notes)
+    what = "prepared pictures" if isinstance(task, ImageClassification) else "encoded texts"
+    return Batches(arrays=tuple(arrays), description=_describe(plan, arrays, what), notes=notes)
 
 
 def _from_columns(plan: LoadPlan, inputs: Sequence[TensorSpec]) -> Batches:
@@ -144,6 +147,6 @@ def _as_input(spec: TensorSpec, array: NDArray[Any], place: str) -> NDArray[Any]
 
 
 def _describe(plan: LoadPlan, arrays: Sequence[Arrays], what: str) -> str:
-    widths = sorted({array.shape[1] for inputs in arrays for array in inputs.values() if array.ndim > 1})
+    widths = sorted({math.prod(array.shape[1:]) for inputs in arrays for array in inputs.values() if array.ndim > 1})
     width = f" of {widths[0]} to {widths[-1]} values" if len(widths) > 1 else ""
     return f"{len(arrays)} requests of {plan.batch_size} {what}{width}"

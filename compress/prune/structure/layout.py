@@ -112,8 +112,10 @@ class Dimension:
 
     @property
     def is_exact(self) -> bool:
-        """Whether what is left computes the same as the whole with the other units at zero; norms over the hidden
-        width see how many there are."""
+        """Whether what is left computes the same as the whole with the other units at zero.
+
+        Norms over the hidden width see how many units there are, so there it does not.
+        """
         return self.name != "hidden"
 
 

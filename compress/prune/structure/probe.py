@@ -127,7 +127,8 @@ def _candidates(model: PreTrainedModel, name: str) -> Iterator[list[Dimension]]:
         case "hidden" if isinstance(get_setting(config, "hidden_size"), int):
             hidden, head_dim = _sizes(config, ["hidden_size"]), _head_dim(model)
             base = hidden if head_dim else hidden | _heads(config)
-            yield [candidate(settings, head_dim) for settings in (base, *_with_ties(config, base, "hidden_size"))]
+            fixed = head_dim | _fixed_ffn(config)
+            yield [candidate(settings, fixed) for settings in (base, *_with_ties(config, base, "hidden_size"))]
         case "channels":
             for field, size in _channel_fields(config).items():
                 base = {field: size}
@@ -151,10 +152,11 @@ def _head_dim(model: PreTrainedModel) -> dict[str, int]:
     head_dim = stated if isinstance(stated, int) else width // heads[_HEADS] if isinstance(width, int) else 0
     fixed = {"head_dim": head_dim}
     try:
-        _probe(model, Dimension(name="heads", settings=heads, fixed=fixed, step=1))
+        probed = _probe(model, Dimension(name="heads", settings=heads, fixed=fixed, step=1))
     except _ProbeError:
         return {}
-    return fixed
+    # Where head_dim is ignored, a table of one column a head may still change.
+    return fixed if any(site.length == heads[_HEADS] * head_dim for site in probed.sites) else {}
 
 
 def _sizes(config: Any, names: list[str]) -> dict[str, int]:
@@ -170,6 +172,12 @@ def _ffn_size(config: Any, field: str) -> int | None:
     if value is None and field == "n_inner":  # of GPT-2: four times the width
         return 4 * int(text.hidden_size)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _fixed_ffn(config: Any) -> dict[str, int]:
+    """Of GPT-2: the inner width, which would shrink with the hidden one unless it is stated."""
+    text = config.get_text_config()
+    return {"n_inner": 4 * int(text.hidden_size)} if getattr(text, "n_inner", 0) is None else {}
 
 
 def _channel_fields(config: Any) -> dict[str, int]:

@@ -98,23 +98,48 @@ class _Prover:
         """Find groups of a reading tensor and those made right before it, such as both layers of an FFN."""
         groups: list[Group] = []
         rest = list(self._probed.sites)
+        if (coupled := self._coupled(rest)) is not None:
+            groups.append(coupled)
+            rest = _without(rest, coupled)
         for consumer in [site for site in rest if site.side == "in"]:
             if (group := self._group_of(consumer, rest)) is not None:
                 groups.append(group)
-                taken = {(axis.site.tensor, axis.site.axis) for axis in group.axes}
-                rest = [site for site in rest if (site.tensor, site.axis) not in taken]
+                rest = _without(rest, group)
         return groups, rest
 
-    def _group_of(self, consumer: Site, rest: Sequence[Site]) -> Group | None:
+    def _coupled(self, rest: Sequence[Site]) -> Group | None:
+        """Find the heads of all layers where a table that all share, of relative positions, has a column for each."""
+        counts = self._probed.unit_counts
+        tables = [site for site in rest if len(counts) > 1 and site.length in counts[1:]]
+        if not tables:
+            return None
+        roles: dict[str, list[Site]] = {}
+        for site in rest:
+            if site.side == "in":
+                roles.setdefault(_role(site), []).append(site)
+        for consumers in roles.values():
+            for num in range(_MOST_PRODUCERS, 0, -1):
+                sites = [site for consumer in consumers for site in self._right_before(consumer, rest, num)]
+                unique = list(dict.fromkeys([*tables, *sites, *consumers]))
+                for group in self._layouts(unique, to_end=True):
+                    if self._holds([group]):
+                        return group
+        return None
+
+    def _right_before(self, consumer: Site, rest: Sequence[Site], num: int) -> list[Site]:
+        """What the last few matrices before a tensor make, and norms between them."""
         before = [site for site in rest if site.side == "out" and site.module < consumer.module]
-        matrices = sorted({site.module for site in before if len(self._tensors[site.tensor].shape) > 1}, reverse=True)
-        role = re.sub(r"\d+", "#", consumer.tensor, count=1)  # the same in the next layer
-        if role in self._known and self._known[role] is None:
+        matrices = sorted({site.module for site in before if self._tensors[site.tensor].ndim > 1}, reverse=True)
+        return [site for site in before if len(matrices) >= num and site.module >= matrices[num - 1]]
+
+    def _group_of(self, consumer: Site, rest: Sequence[Site]) -> Group | None:
+        role = _role(consumer)
+        if role in self._known and self._known[role] is None:  # nothing was found in the layer before
             return None
         options = []
-        for num in range(min(_MOST_PRODUCERS, len(matrices)), 0, -1):  # too many at once is safe, too few is not
-            sites = [site for site in before if site.module >= matrices[num - 1]]
-            options += [(self._signature(num, group), group) for group in self._layouts([*sites, consumer])]
+        for num in range(_MOST_PRODUCERS, 0, -1):  # too many at once is safe, too few is not
+            if sites := self._right_before(consumer, rest, num):
+                options += [(self._signature(num, group), group) for group in self._layouts([*sites, consumer])]
         options.sort(key=lambda option: option[0] != self._known.get(role))
         for signature, group in options:
             if self._holds([group]):
@@ -210,6 +235,16 @@ class _Prover:
             "on them, or how they lie in a fused tensor, is not known",
             mend="Prune another dimension (ffn, heads, hidden, channels), or whole layers with num_layers.",
         )
+
+
+def _role(site: Site) -> str:
+    """Name a tensor the same in every layer."""
+    return re.sub(r"\d+", "#", site.tensor, count=1)
+
+
+def _without(sites: Sequence[Site], group: Group) -> list[Site]:
+    taken = {(axis.site.tensor, axis.site.axis) for axis in group.axes}
+    return [site for site in sites if (site.tensor, site.axis) not in taken]
 
 
 def _derange(count: int, generator: torch.Generator) -> Tensor:

@@ -81,10 +81,18 @@ class BlockModel:
             for module in block.modules():
                 _unload(module)
 
+    def others(self) -> list[tuple[str, nn.Module]]:
+        """Name and module of all that is outside the blocks and has weights or buffers of its own."""
+        inside = {module for block in self.blocks for module in block.modules()}
+        return [
+            (path, module)
+            for path, module in self.model.named_modules()
+            if module not in inside and any(True for _ in (*module.parameters(False), *module.buffers(False)))
+        ]
+
     @contextmanager
     def loading_others(self) -> Iterator[None]:
         """Read the weights of every module outside the blocks when it is run inside the block of code, not before."""
-        inside = {module for block in self.blocks for module in block.modules()}
         handles = []
         touched: list[nn.Module] = []
 
@@ -93,9 +101,8 @@ class BlockModel:
                 touched.append(module)
                 self._load(path, module)
 
-        for path, module in self.model.named_modules():
-            if module not in inside and _has_own(module):
-                handles.append(module.register_forward_pre_hook(lambda module, _, path=path: load(module, path)))
+        for path, module in self.others():
+            handles.append(module.register_forward_pre_hook(lambda module, _, path=path: load(module, path)))
         try:
             yield
         finally:
@@ -172,10 +179,6 @@ def _parameters_on_meta() -> Iterator[None]:
         yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
-
-
-def _has_own(module: nn.Module) -> bool:
-    return any(tensor is not None for tensor in (*module._parameters.values(), *module._buffers.values()))
 
 
 def _unload(module: nn.Module) -> None:

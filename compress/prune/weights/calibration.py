@@ -144,14 +144,14 @@ def capture_inputs(
     """
     inputs = BlockInputs(folder)
     with model.loading_others():
-        first = _Passing(model)
-        first.run(batches[0], until=0)
+        first = _Passing(model, until_first=True)
+        first.run(batches[0])
         with model.loaded(0) as block, torch.inference_mode():
             arguments, keywords = first.called[0]
             extras = _extras_of(block(*arguments, **keywords), first.hidden, model)
         for batch in progress.track(batches, "embed calibration data"):
             passing = _Passing(model, extras)
-            passing.run(batch, until=len(model.blocks) - 1)
+            passing.run(batch)
             calls = [
                 _Call(
                     tuple(_HIDDEN if one is passing.hidden else inputs.intern(one) for one in arguments),
@@ -170,23 +170,29 @@ class _Passing:
     Args:
         model: The model.
         extras: What a block returns beside the hidden states; None when it returns nothing else.
+        until_first: Stop at the first block instead of behind the last.
     """
 
-    def __init__(self, model: BlockModel, extras: tuple[Any, ...] | None = None) -> None:
+    def __init__(self, model: BlockModel, extras: tuple[Any, ...] | None = None, *, until_first: bool = False) -> None:
         self.called: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self.hidden: Tensor | None = None
         self._model = model
         self._extras = extras
+        self._until_first = until_first
+        self._num_blocks = 1 if until_first else len(model.blocks)
 
-    def run(self, batch: Mapping[str, Tensor], *, until: int) -> None:
-        """Run the model up to the block of that number."""
+    def run(self, batch: Mapping[str, Tensor]) -> None:
+        """Run the model."""
         for index, block in enumerate(self._model.blocks):
-            block.forward = self._make_forward(index, until)
+            block.forward = self._make_forward(index)
+        handles = [
+            module.register_forward_pre_hook(self._stop_behind, prepend=True) for _, module in self._model.others()
+        ]
         try:
             with torch.inference_mode(), quiet_libraries():
                 self._model.model(**batch)
         except _StopForwardError:
-            return
+            pass
         except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError) as error:
             raise UnsupportedError(
                 f"{self._model.checkpoint.folder}: {type(self._model.model).__name__} cannot be run up to its blocks: "
@@ -194,13 +200,23 @@ class _Passing:
                 mend=_MEND,
             ) from error
         finally:
+            for handle in handles:
+                handle.remove()
             for block in self._model.blocks:
                 del block.forward
-        raise self._refuse(f"block {len(self.called)} of {len(self._model.blocks)} was never run")
+        if len(self.called) < self._num_blocks:
+            raise self._refuse(f"block {len(self.called)} of {len(self._model.blocks)} was never run")
 
-    def _make_forward(self, index: int, until: int) -> Any:
+    def _stop_behind(self, *_: Any) -> None:
+        """What comes behind the blocks is not run; but a block that is run again has been seen before it."""
+        if len(self.called) == self._num_blocks:
+            raise _StopForwardError
+
+    def _make_forward(self, index: int) -> Any:
         def forward(*arguments: Any, **keywords: Any) -> Any:
-            if index != len(self.called):
+            if index < len(self.called):
+                raise self._refuse(f"block {index} is run again")
+            if index > len(self.called):
                 raise self._refuse(f"block {index} is run when block {len(self.called)} should be")
             given = [one for one in (*arguments, *keywords.values()) if isinstance(one, Tensor)]
             if self.hidden is None:
@@ -210,7 +226,7 @@ class _Passing:
             if any(one is extra for one in given for extra in self._extras or () if extra is not None):
                 raise self._refuse(f"block {index} is given more of what block {index - 1} returns than hidden states")
             self.called.append((arguments, keywords))
-            if index == until:
+            if self._until_first:
                 raise _StopForwardError
             return self.hidden if self._extras is None else (self.hidden, *self._extras)
 

@@ -78,9 +78,7 @@ def test_weights_that_are_zero_already_count() -> None:
         (Share(Fraction("0.01")), (8, 24), "0.01 of its 24 inputs is no whole weight"),
     ],
 )
-def test_what_cannot_be_had_is_refused_by_name(
-    selection: Pattern | Share, size: tuple[int, int], said: str
-) -> None:
+def test_what_cannot_be_had_is_refused_by_name(selection: Pattern | Share, size: tuple[int, int], said: str) -> None:
     with pytest.raises(UsageError, match=rf"model\.layers\.3\.up.*{said}"):
         check_fits("model.layers.3.up", *size, selection)
 

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from compress.train.out_of_memory import is_out_of_memory, memory_error
+
+ROOT = Path(__file__).parents[3]
+SHORT = """
+import json, resource, sys
+from pathlib import Path
+from edgesmith.errors import TrainingError
+from edgesmith.progress import Progress
+from tests.compress.train.small import *
+
+class Greedy(Labels):
+    # Every row takes 400 MB of activations.
+    def loss(self, model, batch):
+        with_memory = torch.ones(len(batch["labels"]), 50_000_000, requires_grad=True) * 2
+        found = super().loss(model, batch)
+        return Loss(found.total + 0 * with_memory[0, 0], found.num_items)
+
+class Notes(Progress):
+    def __init__(self):
+        self.said = []
+    def note(self, text):
+        self.said.append(text)
+
+notes = Notes()
+torch.set_num_threads(1)
+arguments = dict(rows=small_rows(16), epochs=1, evaluate=None, objective=Greedy(), progress=notes)
+train_small(small_model(dropout=0), Path(sys.argv[1], "warm"), epochs=0.5, rows=small_rows(16), evaluate=None)
+size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 1_500_000_000, -1))
+trained = train_small(small_model(dropout=0), Path(sys.argv[1], "halved"), **arguments)
+resource.setrlimit(resource.RLIMIT_AS, (size + 250_000_000, -1))
+try:
+    train_small(small_model(dropout=0), Path(sys.argv[1], "refused"), **arguments)
+except TrainingError as error:
+    refusal = [error.message, error.mend]
+print(json.dumps({"history": trained.history, "said": notes.said, "refusal": refusal}))
+"""
+
+
+def test_short_memory_halves_the_micro_batch_or_names_the_mends(tmp_path: Path) -> None:
+    from tests.compress.train.small import small_model, small_rows, train_small
+
+    run = subprocess.run(
+        [sys.executable, "-c", SHORT, str(tmp_path)], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    result = json.loads(run.stdout)
+    expected = train_small(small_model(dropout=0), tmp_path / "whole", rows=small_rows(16), epochs=1, evaluate=None)
+    assert "going on with 4 rows at once instead of 8; the result is the same" in result["said"][0]
+    assert "going on with 2 rows at once instead of 4" in result["said"][1]
+    for entry, exact in zip(result["history"], expected.history, strict=True):
+        assert entry["loss"] == pytest.approx(exact["loss"], abs=1e-6)
+    message, mend = result["refusal"]
+    assert "does not fit into memory: 1 row of up to" in message
+    assert "MB" in message
+    assert mend == "Try train.gradient_checkpointing: true (neither changes the result), or a smaller train.max_length."
+
+
+def test_what_says_that_memory_is_short() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA"))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(KeyError("out of memory"))
+
+
+def test_without_a_batch_the_state_itself_is_too_large() -> None:
+    error = memory_error(MemoryError(), num_rows=None, longest=None, state_bytes=16 * 10**9, is_checkpointed=False)
+    assert "AdamW's moments alone take 16.00 GB" in error.message
+    assert error.mend == "Train a smaller model, or use a machine with more memory."
