@@ -50,7 +50,7 @@ class Evaluation:
     """Names of the classes; empty for a task without any."""
     lines: tuple[int | None, ...]
     """Where each example stands in the data file, of shape [n]."""
-    targets: tuple[int | float | None, ...]
+    targets: tuple[int | float | str | None, ...]
     predictions: tuple[Prediction, ...]
     """In the data file's order; embeddings are left out for their size."""
     scores: Mapping[str, NDArray[np.float64]]

@@ -36,6 +36,7 @@ from edgesmith.progress import SILENT, Progress
 __all__ = ["ARCHIVES", "Bundle", "runtime_files", "runtime_libraries", "write_bundle"]
 
 _LOCK = "requirements.lock"
+_RUNTIME = ("serve/", "edgesmith/")
 _SERVED_KINDS = ("onnx", "gguf", "genai")
 _EVERY = ("numpy", "pydantic", "safetensors", "httptools", "uvloop", "orjson", "prometheus-client")
 _OF_KIND = {
@@ -252,6 +253,7 @@ def write_bundle(
             runtime, libraries = _runtime_entries(opened, with_wheels, platform, wheels, progress)
         entries = bundle_entries(opened, runtime)
         unpacked_bytes = sum(map(content_bytes, entries.values()))
+        runtime_bytes = sum(content_bytes(one) for name, one in runtime.items() if name.startswith(_RUNTIME))
         wheel_bytes = sum(content_bytes(one) for name, one in entries.items() if name.startswith("wheels/"))
         size_bytes = _write(entries, out, progress)
     return Bundle(
@@ -261,7 +263,7 @@ def write_bundle(
         libraries=libraries,
         unpacked_bytes=unpacked_bytes,
         model_bytes=sum(artifact.size_bytes for artifact in opened.values()),
-        runtime_bytes=sum(path.stat().st_size for path in runtime_files().values()) if with_runtime else 0,
+        runtime_bytes=runtime_bytes,
         wheel_bytes=wheel_bytes,
         sha256=sha256_file(out) if is_archive else None,
     )

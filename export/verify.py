@@ -187,6 +187,8 @@ class _Rows:
         names = ("kl", "top1", "top1_decided") if logits else ("cosine",)
         self.figures: dict[str, list[NDArray[np.float64]]] = {name: [] for name in ("max_abs", *names)}
         self.texts: list[str] = []
+        self.num_rows = 0
+        self.owners: list[int] = []  # the row that each figure is of
         self.shapes: list[tuple[int, ...]] = []
         self.total_abs = 0.0
         self.num_elements = 0
@@ -228,17 +230,20 @@ def _compare_batch(
         rows.total_abs += float(np.abs(want.astype(np.float64) - have)[kept].sum())
         rows.num_elements += int(kept.sum())
         rows.largest = max(rows.largest, float(np.abs(want).max(initial=0.0)))
-    reference, candidate = task.vectors(expected, batch.arrays), task.vectors(actual, batch.arrays)
+    reference, owners = task.compared(expected, batch.arrays)
+    candidate, _ = task.compared(actual, batch.arrays)
     _insist_finite(candidate, "the vector that the task makes of the outputs", batch)
     rows.squared_gap += float(((reference.astype(np.float64) - candidate) ** 2).sum())
     rows.squared_reference += float((reference.astype(np.float64) ** 2).sum())
-    rows.figures["max_abs"].append(gaps)
+    rows.figures["max_abs"].append(gaps[owners])
     if "kl" in rows.figures:
         rows.figures["kl"].append(kl_divergence(reference, candidate))
         for name, tie in (("top1", 0.0), ("top1_decided", rows.tie)):
             rows.figures[name].append(same_top_label(reference, candidate, tie=tie).astype(np.float64))
     else:
         rows.figures["cosine"].append(cosine(reference, candidate))
+    rows.owners.extend((owners + rows.num_rows).tolist())
+    rows.num_rows += len(batch.texts)
     rows.texts.extend(batch.texts)
     rows.shapes.append(batch.shape)
 
@@ -306,7 +311,7 @@ def _breaches(rows: _Rows, metrics: Mapping[str, float], limits: Tolerance) -> I
         value = metrics[metric]
         if not (value <= limit if more_is_worse else value >= limit):  # so that NaN is a breach
             values = np.concatenate(rows.figures[figure])
-            row = int(values.argmax() if more_is_worse else values.argmin())
+            row = rows.owners[int(values.argmax() if more_is_worse else values.argmin())]
             yield Breach(metric=metric, value=value, limit=limit, row=row, text=_shown(rows.texts[row]))
 
 

@@ -16,6 +16,18 @@ for _folder in ("kit", "news"):
     sys.path.append(str(ROOT / "examples" / _folder))  # last: its bench.py must not hide our package
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # pytest-xdist would give out the files with many tests first, and our longest ones have few.
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that no worker begins a long one when the others have nothing left."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def minilm_folder() -> Path:
     """all-MiniLM-L6-v2 as its package carries it: a Hugging Face folder, 22.7 M parameters."""

@@ -73,7 +73,9 @@ def choose_layers(
         # Where one layer has tensors that the others lack, such as the table of relative positions, nothing can
         # take its place.
         needed = [index for index in range(total) if _is_singular(stack, index)]
-        order = sorted(range(total), key=lambda index: (index not in needed, -importance[index], index))
+        order = sorted(
+            range(total), key=lambda index: (index not in needed, 0.0 if index in needed else -importance[index], index)
+        )
         return tuple(sorted(order[:num_layers]))
     chosen = tuple(sorted(which))
     if len(set(chosen)) != num_layers or len(chosen) != num_layers or not all(0 <= index < total for index in chosen):

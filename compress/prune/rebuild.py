@@ -77,6 +77,7 @@ def rebuild(model: PreTrainedModel, config: Any, tensor_of: Callable[[str], Tens
     first = next(model.parameters())
     with quiet_transformers(), no_init_weights():
         built: PreTrainedModel = type(model)._from_config(copy.deepcopy(config), dtype=first.dtype)
+    built.tie_weights()
     with torch.no_grad():
         for name, target in built.state_dict(keep_vars=True).items():
             try:

@@ -91,6 +91,8 @@ def _is_matrix(value: ir.Value | None) -> bool:
 
 def _read_layer(node: ir.Node) -> Linear | Embedding | str:
     """Return the layer, or why the node is none."""
+    if node.domain == "" and node.op_type == "Conv":
+        return "a convolution becomes integers by static-int8 alone"
     if node.domain != "" or node.op_type not in {"MatMul", "Gemm", "Gather"}:
         return f"no integer form of {node.op_type} is written by this version"
     position = 0 if node.op_type == "Gather" else 1

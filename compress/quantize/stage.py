@@ -21,6 +21,7 @@ from compress.quantize.config import (
     Feed,
     StaticInt8Config,
 )
+from compress.quantize.convolution import Convolution, ConvolutionRewriter, find_convolutions, tensors_between
 from compress.quantize.embedding import EmbeddingRewriter
 from compress.quantize.finish import LARGEST_SINGLE_FILE_BYTES, clean_, model_size_bytes, write_model
 from compress.quantize.graph import Builder
@@ -85,18 +86,30 @@ def quantize_onnx(
         size_before = model_size_bytes(model, source)
     rewrites = prepare_(model)
     layers, skipped = find_layers(model.graph, config.select)
-    if not layers:
-        raise NothingQuantizedError(f"{source}: no layer can be quantized: {_summary(skipped)}")
+    convolutions: list[Convolution] = []
+    if isinstance(config, StaticInt8Config):
+        convolutions, left = find_convolutions(model.graph, config.select)
+        skipped = [node for node in skipped if node.op_type != "Conv"] + left
+    if not layers and not convolutions:
+        raise NothingQuantizedError(
+            f"{source}: no layer can be quantized: {_summary(skipped)}",
+            mend="Leave quantize out; a model of convolutions takes static-int8.",
+        )
+    tensors = tensors_between(model.graph, convolutions)
     builder = Builder(model.graph)
     with _calibration(calibration if needs_rows else None) as feeds:
         if config.smoothing:
-            peaks = _collect(collect_channel_peaks, model, layers, feeds, config, progress)
+            peaks = _collect(collect_channel_peaks, model, _activations(layers), feeds, config, progress)
             layers = smooth_(builder, layers, peaks, config.smoothing)
         ranges: dict[str, tuple[float, float]] = {}
         if isinstance(config, StaticInt8Config):
-            histograms = _collect(collect_histograms, model, layers, feeds, config, progress)
+            names = [*_activations(layers), *(str(value.name) for value in tensors.values())]
+            histograms = _collect(collect_histograms, model, list(dict.fromkeys(names)), feeds, config, progress)
             ranges = {name: _range(seen, config) for name, seen in histograms.items()}
     quantized = _rewrite_(builder, layers, config, ranges, progress)
+    if isinstance(config, StaticInt8Config) and convolutions:
+        rewriter = ConvolutionRewriter(builder, config, tensors, _scales(ranges, config))
+        quantized = (*quantized, *rewriter.rewrite_(model.graph, convolutions))
     rewrites["scale folded into LayerNormalization"] = fold_scales_(builder, model.graph)
     clean_(model)
     check = partial(_check_written, destination=destination, size_before=size_before)
@@ -131,13 +144,12 @@ def _calibration(feeds: Iterable[Feed] | None) -> Iterator[Iterable[Feed]]:
 def _collect(
     collect: Callable[..., dict[str, T]],
     model: ir.Model,
-    layers: Sequence[Linear | Embedding],
+    names: Sequence[str],
     feeds: Iterable[Feed],
     config: DynamicInt8Config | StaticInt8Config,
     progress: Progress,
 ) -> dict[str, T]:
-    """Observe each activation that a linear layer reads."""
-    names = list(dict.fromkeys(str(layer.activation.name) for layer in layers if isinstance(layer, Linear)))
+    """Observe the tensors of these names."""
     if not names:
         return {}
     with tempfile.TemporaryDirectory(prefix="edgesmith-quantize-") as folder:
@@ -146,6 +158,11 @@ def _collect(
             ir.save(model, path, external_data="float.onnx.data", size_threshold_bytes=1024)
         budget = config.memory_budget_mb << 20
         return collect(path, names, feeds, memory_budget_bytes=budget, progress=progress)
+
+
+def _activations(layers: Sequence[Linear | Embedding]) -> list[str]:
+    """What the linear layers read, each once."""
+    return list(dict.fromkeys(str(layer.activation.name) for layer in layers if isinstance(layer, Linear)))
 
 
 def _rewrite_(

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from edgesmith.cli import judge, language, load, look, measure, recipes, serve, steps
+from edgesmith.cli import distill, judge, language, load, look, measure, prune, recipes, serve, steps, vocabulary
 from edgesmith.errors import EdgesmithError, StorageError, UsageError
 
 __all__ = ["app", "main"]
@@ -80,13 +80,22 @@ def _options(
 # Panel of `--help` → command → an example of it, or several.
 _PANELS: Mapping[str, Mapping[Callable[..., None], str | tuple[str, ...]]] = {
     "Recipes": {
-        recipes.init: "edgesmith init out/merged --data test.jsonl -o recipe.yaml",
+        recipes.init: "edgesmith init out/merged --data test.jsonl --train train.jsonl -o recipe.yaml",
         recipes.plan: "edgesmith plan recipe.yaml",
         recipes.run: "edgesmith run recipe.yaml --out release --set targets.server.quantize.method=static-int8",
         recipes.schema: "edgesmith schema > recipe.schema.json",
     },
     "One step": {
         steps.merge: "edgesmith merge --base MiniLM --adapter lora-news -o merged --data test.jsonl",
+        vocabulary.trim_vocabulary_command: "edgesmith trim-vocabulary merged --corpus train.jsonl -o trimmed",
+        prune.prune: (
+            "edgesmith prune merged --num-layers 3 --keep ffn=0.5 --data train.jsonl -o pruned",
+            "edgesmith prune SmolLM2 --method sparsegpt --pattern 2:4 --data train.txt -o sparse",
+        ),
+        distill.distill: (
+            "edgesmith distill merged --data train.jsonl --num-layers 3 -o student",
+            "edgesmith distill trimmed --student pruned --data train.jsonl --hard 0.5 -o student",
+        ),
         steps.export: (
             "edgesmith export merged --format onnx -o fp32 --data test.jsonl",
             "edgesmith export merged --format gguf -o plain --data held_out.txt",

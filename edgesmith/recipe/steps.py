@@ -162,7 +162,8 @@ class PruneOptions(Strict):
         given = {name for name in self.model_fields_set - {"method"} if getattr(self, name) is not None}
         wrong = given & of_weights if self.method == "structured" else given - of_weights
         if wrong:
-            raise ValueError(f"{sorted(wrong)[0]} means nothing to method {self.method}")
+            others = "magnitude, wanda and sparsegpt" if self.method == "structured" else "method structured"
+            raise ValueError(f"{sorted(wrong)[0]} means nothing to method {self.method}; it is for {others}")
         if self.method != "structured" and len(given) != 1:
             raise ValueError(f"method {self.method} needs a sparsity, such as 0.5, or a pattern, such as 2:4, not both")
         if self.pattern is not None:

@@ -80,7 +80,7 @@ class PruneStage(Stage):
     def inputs(self) -> dict[str, str]:
         """Role → digest."""
         if self.data is not None:
-            return {"checkpoint": self.source.digest, "calibration": Rows(path=self.data).digest}
+            return {"checkpoint": self.source.digest, "calibration": self._rows.digest}
         sentences = {} if self._is_of_weights else {"calibration": f"sha256:{sha256_text(*sample_texts())}"}
         return {"checkpoint": self.source.digest, **sentences}
 
@@ -114,6 +114,10 @@ class PruneStage(Stage):
     def _task_name(self) -> str:
         return self.task or guess_task(read_json_object(self.source.folder / "config.json"))
 
+    @property
+    def _rows(self) -> Rows:
+        return Rows(path=self.data, num=self.num_samples or NUM_ROWS, seed=self.seed, columns=self.columns)
+
     def _prune_weights(self, folder: Path, progress: Progress) -> None:
         from compress.prune.weights.run import prune_weights
 
@@ -146,17 +150,14 @@ class PruneStage(Stage):
             batches=self._batches(),
             progress=progress,
         )
-        progress.note(f"prune: {result.summary}")
-        for note in result.notes:
-            progress.note(f"  {note}")
         if self.tell is not None:
             self.tell(result)
 
     def _model_kind(self) -> ModelKind:
-        from export.reference_generation import TEXT_GENERATION_KIND
+        from compress.distill.run_language import LanguageKind
 
         if self._task_name == TEXT_GENERATION:
-            return TEXT_GENERATION_KIND
+            return LanguageKind()
         return load_task(self.source.folder, self._task_name)
 
     def _batches(self) -> list[Mapping[str, Any]]:
@@ -164,8 +165,7 @@ class PruneStage(Stage):
         if self._task_name == TEXT_GENERATION:
             return [{"input_ids": np.array([window])} for window in self._windows()]
         task = load_task(self.source.folder, self._task_name, columns=self.columns)
-        rows = Rows(path=self.data, num=self.num_samples or NUM_ROWS, seed=self.seed, columns=self.columns)
-        examples = rows.read(task)
+        examples = self._rows.read(task)
         return [task.encode(examples[start : start + _BATCH]) for start in range(0, len(examples), _BATCH)]
 
     def _windows(self) -> list[list[int]]:

@@ -14,6 +14,7 @@ from edgesmith.tasks.image_classification import ImageClassification
 from edgesmith.tasks.suggest import nearest
 from edgesmith.tasks.text_classification import TextClassification
 from edgesmith.tasks.text_task import TextTask
+from edgesmith.tasks.token_classification import TokenClassification
 
 __all__ = [
     "TASKS",
@@ -27,6 +28,7 @@ __all__ = [
     "TaskInput",
     "TextClassification",
     "TextTask",
+    "TokenClassification",
     "get_task",
     "guess_task",
     "load_task",
@@ -37,6 +39,7 @@ TASKS: Mapping[str, type[Task]] = {
     "text-classification": TextClassification,
     "feature-extraction": FeatureExtraction,
     "image-classification": ImageClassification,
+    "token-classification": TokenClassification,
 }
 """Name → class, of the tasks whose rows are answered by one run of a graph."""
 TEXT_GENERATION = "text-generation"
@@ -76,6 +79,8 @@ def guess_task(config: Mapping[str, Any]) -> str:
     architecture = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
     if architecture.endswith("ForSequenceClassification"):
         return TextClassification.name
+    if architecture.endswith("ForTokenClassification"):
+        return TokenClassification.name
     if architecture.endswith("ForImageClassification"):
         return ImageClassification.name
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):

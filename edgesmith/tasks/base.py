@@ -39,16 +39,19 @@ class Example:
     Attributes:
         text: The (first) text; of a picture, what its row calls it, for messages.
         text_pair: The second text, if the row has two.
-        target: What the row says is right: a label's index or a score; None if the row was read unlabelled.
+        target: What the row says is right: a label's index, a score, or entities as JSON, `[[start, end, kind], …]`;
+            None if the row was read unlabelled.
         line: Where it stood in its file; None if it came from elsewhere.
         image: Of a task on pictures: the file, or its whole content.
+        words: Of a row that comes in words: these; `text` is them with spaces between.
     """
 
     text: str
     text_pair: str | None = None
-    target: int | float | None = None
+    target: int | float | str | None = None
     line: int | None = None
     image: Path | Picture | None = None
+    words: tuple[str, ...] | None = None
 
 
 TaskInput: TypeAlias = Example | str | tuple[str, str] | Picture
@@ -155,7 +158,7 @@ class Task(ABC):
     def vectors(self, outputs: Arrays, arrays: Arrays) -> NDArray[np.float32]:
         """Reduce a model's outputs to one vector for each encoded row: its logits, or its embedding.
 
-        This is what two engines are compared on: positions of padding have no part in it.
+        Positions of padding have no part in it.
 
         Args:
             outputs: What the engine returned, by name.
@@ -164,6 +167,19 @@ class Task(ABC):
         Returns:
             float32 of shape [batch, num_labels] or [batch, hidden].
         """
+
+    def compared(self, outputs: Arrays, arrays: Arrays) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """What two engines are compared on: `vectors`, or finer ones where a row has several answers.
+
+        Args:
+            outputs: What the engine returned, by name.
+            arrays: What it was given, from `encode`.
+
+        Returns:
+            float32 of shape [n, num_labels] or [n, hidden], and the encoded row that each is of, [n] and ascending.
+        """
+        vectors = self.vectors(outputs, arrays)
+        return vectors, np.arange(len(vectors))
 
     @abstractmethod
     def decode(self, outputs: Arrays, arrays: Arrays, examples: Sequence[TaskInput]) -> list[Prediction]:

@@ -149,6 +149,36 @@ class TextEncoder:
             for name in self.settings.input_names
         }
 
+    def locate(self, texts: Sequence[str]) -> list[list[tuple[int | None, int, int]]]:
+        """Where the tokens of texts come from.
+
+        Returns:
+            For each text its tokens without padding, in the order of the arrays: the index of the tokenizer's word
+            (None of a special token), the first character and the one after the last; spaces in front are left out.
+
+        Raises:
+            DataError: A text is not valid Unicode.
+        """
+        given = [text.lower() for text in texts] if self.settings.lowercase else list(texts)
+        try:
+            encodings = self.tokenizer.encode_batch(given)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise _not_text(given, error) from error
+        return [
+            [
+                (word, start + _num_spaces(text[start:end]), end)
+                for word, (start, end), is_real in zip(
+                    encoding.word_ids, encoding.offsets, encoding.attention_mask, strict=True
+                )
+                if is_real
+            ]
+            for text, encoding in zip(given, encodings, strict=True)
+        ]
+
+
+def _num_spaces(text: str) -> int:
+    return len(text) - len(text.lstrip())
+
 
 def _read_options(folder: Path) -> dict[str, Any]:
     """`tokenizer_config.json`; one from before it held the added tokens yields to `special_tokens_map.json`."""

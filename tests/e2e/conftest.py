@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
 import pytest
+
+from tests.e2e import prefork
+from tests.made_once import made_once
 
 RECIPE = """\
 version: 1
@@ -29,6 +35,18 @@ gates:
   size: {min_reduction: 2}
 """
 LABELS = ("business", "entertainment", "politics", "sports", "tech")
+
+
+@functools.cache
+def _parent() -> prefork.Parent:
+    return prefork.Parent()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_parent_outlives_its_tests() -> Iterator[None]:
+    yield
+    if _parent.cache_info().currsize:
+        _parent().close()
 
 
 @dataclass(frozen=True)
@@ -57,24 +75,36 @@ class Project:
         return {**os.environ, "EDGESMITH_STORE": str(self.store), "COLUMNS": "200", "PYTHONWARNINGS": "ignore"}
 
     def edgesmith(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        """Run the command line as a user would."""
-        command = self.command(*map(str, arguments))
-        return subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=300, check=False
-        )
+        """Run the command line in a process of its own."""
+        given = list(map(str, arguments))
+        with TemporaryFile("w+", encoding="utf-8") as stdout, TemporaryFile("w+", encoding="utf-8") as stderr:
+            code = self._start(given, stdout, stderr).wait()
+            for stream in (stdout, stderr):
+                stream.seek(0)
+            return subprocess.CompletedProcess(given, code, stdout.read(), stderr.read())
 
     def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return self.edgesmith("run", "recipe.yaml", "--out", "out", *arguments)
 
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def run_in_new_interpreter(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """As a user does: with a hash seed of its own, and nothing imported before."""
+        command = self.command("run", "recipe.yaml", "--out", "out", *arguments)
+        return subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    def start(self, *arguments: str) -> prefork.Forked:
         """Begin a command, in a process group of its own so that it can be killed with all that it started."""
-        return subprocess.Popen(
-            self.command(*arguments),
+        with Path(os.devnull).open("w") as nowhere:
+            return self._start(arguments, nowhere, nowhere)
+
+    def _start(self, arguments: Sequence[str], stdout: IO[str], stderr: IO[str]) -> prefork.Forked:
+        return _parent().start(
+            arguments,
             cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            environment=self.environment,
+            stdout=stdout.fileno(),
+            stderr=stderr.fileno(),
         )
 
     def manifests(self) -> dict[str, bytes]:
@@ -82,14 +112,12 @@ class Project:
         return {path.parent.name: path.read_bytes() for path in self.out.glob("*/manifest.json")}
 
 
-@pytest.fixture(scope="session")
-def small_model(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path, news_rows: list[dict[str, str]]) -> Path:
-    """Base, adapter and rows; made once, copied for each test."""
+def make_small(folder: Path, minilm: Path, news_rows: list[dict[str, str]]) -> None:
+    """A seeded BERT, an adapter and rows."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import BertConfig, BertForSequenceClassification
 
-    folder = tmp_path_factory.mktemp("small")
     torch.manual_seed(0)
     config = BertConfig(
         hidden_size=64,
@@ -104,7 +132,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path, n
     model = BertForSequenceClassification(config)
     model.save_pretrained(folder / "base")
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        shutil.copyfile(minilm_folder / name, folder / "base" / name)
+        shutil.copyfile(minilm / name, folder / "base" / name)
     lora = LoraConfig(
         r=4,
         target_modules=["query", "value"],
@@ -117,7 +145,16 @@ def small_model(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path, n
     for name, part in (("test", rows[:60]), ("train", rows[60:100])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     (folder / "recipe.yaml").write_text(RECIPE)
-    return folder
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path, request: pytest.FixtureRequest) -> Path:
+    """Base, adapter and rows; made once, copied for each test."""
+
+    def make(folder: Path) -> None:
+        make_small(folder, minilm_folder, request.getfixturevalue("news_rows"))
+
+    return made_once(tmp_path_factory, "small", make)
 
 
 @pytest.fixture
@@ -130,10 +167,13 @@ def project(tmp_path: Path, small_model: Path) -> Project:
 @pytest.fixture(scope="session")
 def released(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Callable[[Path], Project]:
     """Give a copy of a project whose recipe has been run."""
-    folder = tmp_path_factory.mktemp("released") / "project"
-    shutil.copytree(small_model, folder)
-    done = Project(folder).run()
-    assert done.returncode == 0, done.stderr
+
+    def make(folder: Path) -> None:
+        shutil.copytree(small_model, folder / "project")
+        done = Project(folder / "project").run_in_new_interpreter()  # others' bytes are compared with its
+        assert done.returncode == 0, done.stderr
+
+    folder = made_once(tmp_path_factory, "released", make) / "project"
 
     def copy(destination: Path) -> Project:
         shutil.copytree(folder, destination / "project")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,14 @@ def script_of(name: str) -> str:
         [step] = [one for one in workflow["jobs"]["gate"]["steps"] if one.get("id") == "gate"]
         return str(step["run"])
     return "\n".join(workflow["release-gate"]["script"])
+
+
+@pytest.fixture
+def project(released: Callable[[Path], Project], tmp_path: Path) -> Project:
+    """Nothing is released, and the store is there, as a build server keeps it from build to build."""
+    project = released(tmp_path)
+    shutil.rmtree(project.out)
+    return project
 
 
 def run_job(project: Project, script: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -173,7 +173,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("option", ["--out", "--store"])
-def test_full_disk_is_named_and_leaves_no_half_artifact(project: Project, small_disk: Path, option: str) -> None:
+def test_full_disk_is_named_and_leaves_no_half_artifact(
+    released: Released, tmp_path: Path, small_disk: Path, option: str
+) -> None:
+    project = released(tmp_path)
     places = {"--out": "out", "--store": "store"} | {option: str(small_disk / "x")}
     done = project.edgesmith("run", "recipe.yaml", *(part for pair in places.items() for part in pair))
     assert done.returncode == 2, done.stderr

@@ -59,7 +59,7 @@ def test_killed_at_random_moments_the_next_run_finishes_with_the_same_bytes(
     killed = 0
     for _ in range(NUM_KILLS):
         process = project.start("run", "recipe.yaml", "--out", "out")
-        time.sleep(chance.uniform(0.3, 9))
+        time.sleep(chance.uniform(0.1, 5))  # no import of torch comes first
         os.killpg(process.pid, signal.SIGKILL)
         killed += process.wait() == -signal.SIGKILL
         for entry in project.store.glob("entries/*"):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from edgesmith import api
-from edgesmith.cli import app
+from edgesmith.cli import app, main
 from edgesmith.doctor import diagnose
 
+Run = Callable[..., subprocess.CompletedProcess[str]]
 COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
 
 
@@ -19,9 +22,26 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """`run` without a process of its own, for what ends before any work."""
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # which `main` sets where it is not
+
+    def run_main(*arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["-c", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, left.value.code or 0, said.out, said.err)
+
+    yield run_main
+    signal.signal(signal.SIGTERM, handler)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_shows_an_example(command: str) -> None:
-    done = run(command, "--help")
+def test_help_shows_an_example(run_here: Run, command: str) -> None:
+    done = run_here(command, "--help")
     assert done.returncode == 0, done.stderr
     assert f"Example: edgesmith {command}" in " ".join(done.stdout.split())
 
@@ -93,8 +113,8 @@ def test_a_full_disk_behind_standard_output_is_one_line_and_no_verdict(arguments
         (("generate", "x", "a", "--schema", "none.json"), "--schema none.json: no such file"),
     ],
 )
-def test_a_value_that_cannot_be_is_named_with_its_flag(arguments: tuple[str, ...], flag: str) -> None:
-    done = run(*arguments)
+def test_a_value_that_cannot_be_is_named_with_its_flag(run_here: Run, arguments: tuple[str, ...], flag: str) -> None:
+    done = run_here(*arguments)
     assert done.returncode == 2
     assert flag in done.stderr
     assert "Traceback" not in done.stderr

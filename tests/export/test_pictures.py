@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +127,41 @@ def test_accuracy_and_answers_are_the_torch_models(exported: tuple[Path, Artifac
         opened.close()
 
 
+def write_rows(folder: Path, num: int = 24) -> Path:
+    """Rows that name packaged pictures."""
+    files = sorted(resources.files("edgesmith.tasks").joinpath("sample_pictures").iterdir(), key=lambda file: file.name)
+    pictures = [file.read_bytes() for file in files]
+    for index, picture in enumerate(pictures):
+        (folder / f"{index}.png").write_bytes(picture)
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps({"image": f"{i % len(pictures)}.png"}) + "\n" for i in range(num)))
+    return path
+
+
+def test_convolutions_run_in_integers_beside_those_that_stay_in_float(
+    exported: tuple[Path, Artifact], tmp_path: Path
+) -> None:
+    checkpoint, artifact = exported
+    if "ResNet" not in str(checkpoint):
+        return
+    rows = write_rows(tmp_path)
+    with pytest.raises(UnsupportedError, match=r"convolution becomes integers by static-int8 alone"):
+        quantize_onnx(artifact.path, method="dynamic-int8", out=tmp_path / "dynamic")
+    made, verification = quantize_onnx(
+        artifact.path, method="static-int8", calibration=rows, out=tmp_path / "int8", against=checkpoint
+    )
+    assert verification.passed
+    assert verification.metrics["relative_error"] < 0.03
+    task = load_task(made.folder)
+    [found] = count_operations(made, encode_inputs(task, task.sample_examples(), num_inputs=1).arrays)
+    # the kernels of 1,024 weights and more: 12→12 at 4×4, 12→20 and 20→20 at 2×2
+    assert found.int8_macs == 16 * 9 * 12 * 12 + 4 * (9 * 12 * 20 + 9 * 20 * 20)
+
+
 def test_a_transformer_of_pictures_is_quantized(exported: tuple[Path, Artifact], tmp_path: Path) -> None:
     checkpoint, artifact = exported
     if "ViT" not in str(checkpoint):
-        pytest.skip("of convolutions")
+        return
     made, verification = quantize_onnx(artifact.path, method="dynamic-int8", out=tmp_path / "int8", against=checkpoint)
     assert verification.passed
     assert made.model_bytes < 0.6 * artifact.model_bytes

@@ -198,7 +198,7 @@ class Carver:
         """Time the model with one dimension changed at a time; of several, the shares are multiplied."""
         full = time_model(self._full, self._row)
         # What left with whole layers counts too: the first dimension carries it.
-        scale = time_model(self._model, self._row) / full
+        scale = 1.0 if self._model is self._full else time_model(self._model, self._row) / full
         tables: list[dict[int, float]] = []
         with self._progress.bar("timing widths", sum(map(len, levels))) as advance:
             for dimension, sizes in zip(dimensions, levels, strict=True):

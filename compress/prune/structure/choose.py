@@ -64,14 +64,14 @@ class Chooser:
         scored: list[Group] = []
         for dimension in dimensions:
             readers = [reader_of(model, group) for group in dimension.groups]
-            if importance != "hessian" or not dimension.is_exact:
+            if importance != "hessian":
                 readers = [None] * len(readers)
             left = [group for group, reader in zip(dimension.groups, readers, strict=True) if reader is None]
             scored += left
             if left and importance == "hessian":
                 self.notes.append(
-                    f"{dimension.label}: {len(left)} of {len(dimension.groups)} groups of {dimension.name} are read by "
-                    "several layers, which the Hessian of one says nothing of: scored by taylor"
+                    f"{dimension.name} ({dimension.label}): {len(left)} of {len(dimension.groups)} groups are read by "
+                    "several layers or by none, where there is no one Hessian: scored by taylor"
                 )
             for group, reader in zip(dimension.groups, readers, strict=True):
                 if reader is not None:

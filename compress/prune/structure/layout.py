@@ -83,6 +83,8 @@ class Dimension:
         settings: Values of the configuration that shrink together, the one that users speak of first.
         fixed: Values that the configuration must state so that they stay as they are: the size of a head.
         step: Sizes are multiples of it.
+        is_exact: Whether what is left computes the same as the whole with the other units at zero. Where a norm
+            spans the width it does not: the norm sees how many units there are.
         groups: All that shrinks with it.
     """
 
@@ -90,6 +92,7 @@ class Dimension:
     settings: Mapping[str, int]
     fixed: Mapping[str, int]
     step: int
+    is_exact: bool = True
     groups: tuple[Group, ...] = ()
 
     @property
@@ -109,14 +112,6 @@ class Dimension:
     def units_at(self, group: Group, size: int) -> int:
         """Units that stay in a group at another size."""
         return group.num_units * size // self.size
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether what is left computes the same as the whole with the other units at zero.
-
-        Norms over the hidden width see how many units there are, so there it does not.
-        """
-        return self.name != "hidden"
 
 
 def slices_of(dimension: Dimension, kept: Sequence[Tensor]) -> dict[str, list[tuple[int, Tensor]]]:

@@ -222,7 +222,8 @@ def _probe(model: PreTrainedModel, candidate: Dimension) -> Probed:
         step = math.lcm(size // common, *(size // math.gcd(size, site.length) for site in sites))
         widths = sorted(settings.values(), reverse=True)
         counts = (common,) if candidate.name == "heads" else tuple(dict.fromkeys(widths))
-        return Probed(dimension=replace(candidate, step=step), sites=tuple(sites), unit_counts=counts)
+        exact = not any(_is_norm(model, site) for site in sites)
+        return Probed(dimension=replace(candidate, step=step, is_exact=exact), sites=tuple(sites), unit_counts=counts)
     raise errors[0]
 
 
@@ -256,6 +257,14 @@ def _changed_sites(
     if not sites:
         raise _ProbeError(f"{_shown(changes)} changes no tensor")
     return sites
+
+
+def _is_norm(model: PreTrainedModel, site: Site) -> bool:
+    """Whether a tensor scales a norm that spans the width: a batch norm treats every channel by itself."""
+    owner, _, own = site.tensor.rpartition(".")
+    module = model.get_submodule(owner)
+    vector = own == "weight" and module.get_parameter("weight").ndim == 1
+    return vector and not isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
 def _side(module: nn.Module, own_name: str, axis: int) -> Side:

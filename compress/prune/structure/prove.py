@@ -86,11 +86,11 @@ class _Prover:
 
     def _check_power(self, group: Group) -> None:
         """A part of the group alone must change the outputs: else the whole would seem proven whatever it is."""
-        part = next((axis for axis in group.axes if axis.site.side == "in"), group.axes[0])
-        if len(group.axes) > 1 and self._change([replace(group, axes=(part,))]) < _VISIBLE:
+        part = tuple(axis for axis in group.axes if axis.site.side == "in") or group.axes[:1]
+        if len(part) < len(group.axes) and self._change([replace(group, axes=part)]) < _VISIBLE:
             raise UnsupportedError(
                 f"{type(self._model).__name__}: nothing can be said about {self._probed.dimension.label}: the outputs "
-                f"hardly depend on {part.site.description}",
+                f"hardly depend on {part[0].site.description}",
                 mend="Give other rows; if it stays so, the tensor is not used, and the model has dead weights.",
             )
 
@@ -140,6 +140,8 @@ class _Prover:
         for num in range(_MOST_PRODUCERS, 0, -1):  # too many at once is safe, too few is not
             if sites := self._right_before(consumer, rest, num):
                 options += [(self._signature(num, group), group) for group in self._layouts([*sites, consumer])]
+        if sites := self._siblings(consumer, rest):  # made by modules that are listed after the one that reads
+            options += [(self._signature(0, group), group) for group in self._layouts([*sites, consumer])]
         options.sort(key=lambda option: option[0] != self._known.get(role))
         for signature, group in options:
             if self._holds([group]):
@@ -147,6 +149,11 @@ class _Prover:
                 return group
         self._known.setdefault(role, None)
         return None
+
+    @staticmethod
+    def _siblings(consumer: Site, rest: Sequence[Site]) -> list[Site]:
+        parent = consumer.tensor.rpartition(".")[0].rpartition(".")[0]
+        return [site for site in rest if site.side == "out" and parent and site.tensor.startswith(f"{parent}.")]
 
     @staticmethod
     def _signature(num: int, group: Group) -> _Signature:

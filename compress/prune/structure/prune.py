@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +87,7 @@ def prune_structure(
         output_change=carver.change_of(smaller),
         notes=tuple(carver.notes),
     )
-    _save(smaller, checkpoint, out, kind, row, result.widths)
+    _save(smaller, checkpoint, out, kind, result.widths)
     write_result(result, out)
     progress.note(f"prune: {result.summary}")
     for note in result.notes:
@@ -133,29 +132,19 @@ def _keep_layers(
     return keep_layers(model, kept), kept
 
 
-def _save(
-    model: PreTrainedModel, source: Path, out: Path, kind: ModelKind, row: Batch, widths: Sequence[Width]
-) -> None:
+def _save(model: PreTrainedModel, source: Path, out: Path, kind: ModelKind, widths: Sequence[Width]) -> None:
     """Write the smaller model, and read it back as everybody else will."""
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    try:
-        save_model(model, source, out)
-        _fit_side_files(out, widths)
-        again = load_model(out, kind)
-        if count_params(again) != count_params(model):
-            raise VerificationError(
-                f"{out}: {count_params(again):,} parameters when read again, {count_params(model):,} were written"
-            )
-        dtype = TORCH_DTYPES[open_checkpoint(source).dtype]
-        for name, value in again.state_dict().items():
-            written = model.state_dict()[name]
-            if not torch.equal(value, written.to(dtype).to(value.dtype) if value.is_floating_point() else written):
-                raise VerificationError(f"{out}: {name} is not what was written when read again")
-    except BaseException:
-        for path in out.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        raise
+    save_model(model, source, out)
+    _fit_side_files(out, widths)
+    again = load_model(out, kind).state_dict()
+    written = model.state_dict()
+    dtype = TORCH_DTYPES[open_checkpoint(source).dtype]
+    for name, value in again.items():
+        expected = written[name].to(dtype).to(value.dtype) if value.is_floating_point() else written[name]
+        if not torch.equal(value, expected):
+            raise VerificationError(f"{out}: {name} is not what was written when it is read again")
 
 
 def _fit_side_files(out: Path, widths: Sequence[Width]) -> None:

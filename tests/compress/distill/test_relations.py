@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -46,7 +44,7 @@ def test_queries_keys_and_values_of_every_layer_are_heard(family: str) -> None:
 
 def test_a_model_without_attention_is_refused() -> None:
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
-    with pytest.raises(UnsupportedError, match="ResNetModel.*queries"):
+    with pytest.raises(UnsupportedError, match=r"ResNetModel.*queries"):
         find_attentions(transformers.ResNetModel(config))
 
 

@@ -150,8 +150,8 @@ class KilledProgress(Progress):
 def test_a_killed_distillation_goes_on_to_the_same_weights(classifier: Path, tmp_path: Path) -> None:
     wishes = {"num_layers": 1, "hidden": 1.0, "relation": 0.5}
     distill(classifier, tmp_path / "whole", place=work(tmp_path / "a"), **wishes)
+    place = work(tmp_path / "b", save_seconds=0.0, progress=KilledProgress(6))
     with pytest.raises(KeyboardInterrupt):
-        place = work(tmp_path / "b", save_seconds=0.0, progress=KilledProgress(6))
         distill(classifier, tmp_path / "killed", place=place, **wishes)
     assert not list((tmp_path / "killed").iterdir())
     distill(classifier, tmp_path / "resumed", place=work(tmp_path / "b", save_seconds=0.0), **wishes)

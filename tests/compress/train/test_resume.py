@@ -32,7 +32,7 @@ train_small(small_model(), Path(sys.argv[1]), save_seconds=0, objective=Labels(i
 """
 
 
-class InterruptedError_(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -44,10 +44,10 @@ def interrupt(workplace: Path, *, after: int, **changes: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == after:
-            raise InterruptedError_
+            raise StoppedError
         return float(calls)
 
-    with pytest.raises(InterruptedError_):
+    with pytest.raises(StoppedError):
         train_small(small_model(), workplace, save_seconds=0, evaluate=stop, **changes)
 
 

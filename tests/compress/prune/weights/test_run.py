@@ -89,31 +89,37 @@ def test_a_pattern_is_exact_in_every_group_along_the_inputs(
         assert set((weight.reshape(-1, 4) == 0).sum(dim=1).tolist()) == {2}, matrix.name
 
 
+def squares_of_inputs(model: Any, block: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Sum of the squares of what each linear layer of a block is fed with, in the whole model."""
+    squares: dict[str, torch.Tensor] = {}
+
+    def hear(name: str) -> Any:
+        def add(_: Any, given: tuple[torch.Tensor, ...]) -> None:
+            squares[name] = squares.get(name, 0) + given[0].flatten(0, 1).double().square().sum(0)
+
+        return add
+
+    linear = [pair for pair in block.named_modules() if isinstance(pair[1], torch.nn.Linear)]
+    handles = [module.register_forward_pre_hook(hear(name)) for name, module in linear]
+    with torch.inference_mode(), quiet():
+        for batch in rows():
+            model(input_ids=torch.from_numpy(batch["input_ids"]))
+    for handle in handles:
+        handle.remove()
+    return squares
+
+
 def test_the_blocks_see_what_the_pruned_ones_before_them_compute(llama: Path, tmp_path: Path) -> None:
     """Repeated with the whole model in memory, by hooks on its own layers."""
     prune(llama, tmp_path / "out", "wanda", pattern="2:4")
     model = load(llama, "LlamaForCausalLM").eval()
     found = load_file(tmp_path / "out/model.safetensors")
     for index, block in enumerate(model.model.layers):
-        squares: dict[str, torch.Tensor] = {}
-        handles = [
-            module.register_forward_pre_hook(
-                lambda _, given, name=name: squares.update(
-                    {name: squares.get(name, 0) + given[0].flatten(0, 1).double().square().sum(0)}
-                )
-            )
-            for name, module in block.named_modules()
-            if isinstance(module, torch.nn.Linear)
-        ]
-        with torch.inference_mode(), quiet():
-            for batch in rows():
-                model(input_ids=torch.from_numpy(batch["input_ids"]))
-        for handle in handles:
-            handle.remove()
-        for name, square in squares.items():
+        for name, square in squares_of_inputs(model, block).items():
             weight = block.get_submodule(name).weight
             score = (weight.abs() * square.sqrt().float()).reshape(-1, 4)
-            gone = torch.zeros_like(score, dtype=torch.bool).scatter_(1, score.argsort(dim=1, stable=True)[:, :2], True)
+            order = score.argsort(dim=1, stable=True)
+            gone = torch.zeros_like(score, dtype=torch.bool).scatter_(1, order[:, :2], True)
             weight.data[gone.reshape(weight.shape)] = 0
             torch.testing.assert_close(found[f"model.layers.{index}.{name}.weight"], weight.data, rtol=0, atol=0)
 

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from pydantic import JsonValue
+
+from edgesmith.artifact import Artifact
+from edgesmith.errors import UsageError
+from edgesmith.files import hold_lock
+from edgesmith.progress import SILENT, Progress
+from edgesmith.stages.trained import TrainedStage
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountingStage(TrainedStage):
+    """Counts in its workplace how often it was begun."""
+
+    step: ClassVar[str] = "count"
+    libraries: ClassVar[tuple[str, ...]] = ("numpy",)
+    then: Callable[[Path], None] = lambda _: None
+
+    @property
+    def options(self) -> dict[str, JsonValue]:
+        return {}
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        return {}
+
+    def make_trained(self, folder: Path, workplace: Path, progress: Progress) -> Artifact:
+        with (workplace / "begun").open("a") as file:
+            file.write("x")
+        self.then(workplace)
+        (folder / "begun").write_text((workplace / "begun").read_text())
+        return self.seal(folder)
+
+
+def stage(root: Path, then: Callable[[Path], None] = lambda _: None) -> CountingStage:
+    return CountingStage(workplace=root / "work", then=then)
+
+
+def stop(place: Path) -> None:
+    raise KeyboardInterrupt(place)
+
+
+def out(root: Path) -> Path:
+    folder = root / "out"
+    folder.mkdir()
+    return folder
+
+
+def test_an_interrupted_run_finds_its_workplace_again_and_a_finished_one_leaves_none(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        stage(tmp_path, stop).make(tmp_path, SILENT)
+    made = stage(tmp_path).make(out(tmp_path), SILENT)
+    assert made.file("begun").read_text() == "xx"
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_workplace_is_no_part_of_the_key(tmp_path: Path) -> None:
+    assert stage(tmp_path).key.digest == stage(tmp_path / "other").key.digest
+
+
+def test_two_processes_are_not_at_one_training(tmp_path: Path) -> None:
+    place = tmp_path / "work" / stage(tmp_path).key.digest
+    place.mkdir(parents=True)
+    with hold_lock(place), pytest.raises(UsageError, match="another process is at this very training"):
+        stage(tmp_path).make(tmp_path, SILENT)
+
+
+def test_a_helping_process_ends_well_and_keeps_the_workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "work" / stage(tmp_path).key.digest
+    place.mkdir(parents=True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with hold_lock(place), pytest.raises(SystemExit) as ended:
+        stage(tmp_path).make(out(tmp_path), SILENT)
+    assert ended.value.code == 0
+    assert (place / "begun").exists()
+
+
+def test_what_nobody_went_on_with_for_two_weeks_goes(tmp_path: Path) -> None:
+    old, new, held = (tmp_path / "work" / name for name in ("old", "new", "held"))
+    for folder, days in ((old, 15), (new, 13), (held, 15)):
+        folder.mkdir(parents=True)
+        os.utime(folder, (time.time() - days * 86400,) * 2)
+    with hold_lock(held):
+        stage(tmp_path).make(out(tmp_path), SILENT)
+    assert sorted((tmp_path / "work").iterdir()) == [held, new]
