@@ -52,7 +52,7 @@ gates:
 
 _ENCODER_STEPS = """\
   - trim-vocabulary    # keeps the tokens of data.train; text is read as before
-  - prune: {{num_layers: {num_layers}, keep: {{ffn: 0.5}}}}   # layers and feed-forward units that matter least go
+  - prune: {{num_layers: {num_layers}, layers: uniform, keep: {{ffn: 0.5}}}}   # a third of the layers, half their width
   - distill: {distill}   # what is left learns from the whole model{labels}"""
 
 _CNN_STEPS = """\

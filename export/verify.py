@@ -187,8 +187,6 @@ class _Rows:
         names = ("kl", "top1", "top1_decided") if logits else ("cosine",)
         self.figures: dict[str, list[NDArray[np.float64]]] = {name: [] for name in ("max_abs", *names)}
         self.texts: list[str] = []
-        self.num_rows = 0
-        self.owners: list[int] = []  # the row that each figure is of
         self.shapes: list[tuple[int, ...]] = []
         self.total_abs = 0.0
         self.num_elements = 0
@@ -235,17 +233,20 @@ def _compare_batch(
     _insist_finite(candidate, "the vector that the task makes of the outputs", batch)
     rows.squared_gap += float(((reference.astype(np.float64) - candidate) ** 2).sum())
     rows.squared_reference += float((reference.astype(np.float64) ** 2).sum())
-    rows.figures["max_abs"].append(gaps[owners])
+    rows.figures["max_abs"].append(gaps)
     if "kl" in rows.figures:
-        rows.figures["kl"].append(kl_divergence(reference, candidate))
+        rows.figures["kl"].append(_means(kl_divergence(reference, candidate), owners))
         for name, tie in (("top1", 0.0), ("top1_decided", rows.tie)):
-            rows.figures[name].append(same_top_label(reference, candidate, tie=tie).astype(np.float64))
+            rows.figures[name].append(_means(same_top_label(reference, candidate, tie=tie), owners))
     else:
-        rows.figures["cosine"].append(cosine(reference, candidate))
-    rows.owners.extend((owners + rows.num_rows).tolist())
-    rows.num_rows += len(batch.texts)
+        rows.figures["cosine"].append(_means(cosine(reference, candidate), owners))
     rows.texts.extend(batch.texts)
     rows.shapes.append(batch.shape)
+
+
+def _means(values: NDArray[Any], owners: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The mean over the vectors of each row: of most tasks a row has one."""
+    return np.asarray(np.bincount(owners, values) / np.bincount(owners), np.float64)
 
 
 def _comparable(
@@ -311,7 +312,7 @@ def _breaches(rows: _Rows, metrics: Mapping[str, float], limits: Tolerance) -> I
         value = metrics[metric]
         if not (value <= limit if more_is_worse else value >= limit):  # so that NaN is a breach
             values = np.concatenate(rows.figures[figure])
-            row = rows.owners[int(values.argmax() if more_is_worse else values.argmin())]
+            row = int(values.argmax() if more_is_worse else values.argmin())
             yield Breach(metric=metric, value=value, limit=limit, row=row, text=_shown(rows.texts[row]))
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from compress.distill.losses import divergence
 from compress.distill.objective import ANSWERS
+from compress.train.score import Score
 from edgesmith.tasks import scoring
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Validation", "validate_language", "validate_rows"]
 
 _WINDOWS_AT_ONCE = 4
-_TIE = 1e-6
-"""How much of a figure says which of two equal ones is better: less than a single row of a million."""
+_SMALLEST_ERROR = 0.02
+"""Share of wrong answers that noise is estimated for at least."""
 _MOST_COMPARED = 400
 """Texts whose similarities are compared: their pairs are 80,000."""
 
@@ -36,7 +37,7 @@ class Validation:
 
     name: str
     higher_is_better: bool
-    measure: Callable[[PreTrainedModel], float]
+    measure: Callable[[PreTrainedModel], float | Score]
     """Of the student's kind of model."""
     teacher: float | None
     """The teacher's own; None where it is what the student is held against."""
@@ -45,9 +46,9 @@ class Validation:
 def validate_rows(data: RowData, held: Sequence[int], cache: TeacherCache) -> Validation:
     """The task's own metric where the held-out rows have labels, else agreement with the teacher.
 
-    Few rows give few different figures, and a student goes on learning while its own stays: of equal ones, the nearer
-    to the teacher's probabilities is better. For embeddings: Spearman's correlation of the similarities of all pairs
-    of texts with the teacher's.
+    Few rows give few different figures, and a student goes on learning while its own stays: of those within a standard
+    error, the nearer to the teacher's probabilities is better. For embeddings: Spearman's correlation of the
+    similarities of all pairs of texts with the teacher's.
     """
     rows = list(held)
     items = data.readouts[1].items
@@ -71,16 +72,22 @@ def validate_rows(data: RowData, held: Sequence[int], cache: TeacherCache) -> Va
             return float((answers_NC.argmax(axis=1) == theirs.argmax(axis=1)).mean())
         return float(metric.compute(data.task.decode({"logits": answers_NC}, {}, examples), examples))
 
-    def measure(model: PreTrainedModel) -> float:
+    teacher = None if metric is None else score(theirs)
+
+    def measure(model: PreTrainedModel) -> Score:
         answers_NC = data.answers(model, rows, of_teacher=False)
-        tie = _TIE / (1 + _mean_divergence(answers_NC, theirs))
-        return score(answers_NC) + (tie if metric is None or metric.higher_is_better else -tie)
+        error = max(_SMALLEST_ERROR, 1.0 - (teacher if teacher is not None else 1.0))
+        return Score(
+            metric=score(answers_NC),
+            noise=math.sqrt(error * (1.0 - error) / len(rows)) if metric is None or metric.per_example else 0.0,
+            distance=_mean_divergence(answers_NC, theirs),
+        )
 
     return Validation(
         name="agreement" if metric is None else metric.name,
         higher_is_better=metric is None or metric.higher_is_better,
         measure=measure,
-        teacher=None if metric is None else score(theirs),
+        teacher=teacher,
     )
 
 

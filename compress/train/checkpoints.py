@@ -44,6 +44,10 @@ class TrainingState:
     """Time taken so far, over all interrupted parts."""
     best_update: int | None = None
     best_metric: float | None = None
+    """Of the weights that are kept."""
+    best_distance: float = 0.0
+    top_metric: float | None = None
+    """The best of all evaluations; the kept weights are within its noise."""
     bad_evaluations: int = 0
     """Evaluations since the best one."""
     micro_batch_size: int | None = None

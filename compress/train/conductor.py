@@ -15,6 +15,7 @@ from compress.train.checkpoints import Checkpoints, TrainingState
 from compress.train.clock import Clock
 from compress.train.curves import Curves
 from compress.train.processes import is_leader, tell_all
+from compress.train.score import Score
 from compress.train.trainer import SumTrainer, Trainee, UpdateReport
 from edgesmith.errors import TrainingError
 from edgesmith.progress import Report
@@ -32,7 +33,7 @@ class Plan:
 
     num_updates: int
     updates_per_epoch: int
-    evaluate: Callable[[PreTrainedModel], float] | None
+    evaluate: Callable[[PreTrainedModel], float | Score] | None
     metric_name: str
     higher_is_better: bool
     patience: int
@@ -134,25 +135,39 @@ class Conductor(TrainerCallback):  # type: ignore[misc]  # transformers has no t
         """Measure the model as it is, and keep it if it is the best so far."""
         begin = time.monotonic()
         model = self._trainee.model
-        metric = 0.0
+        score = Score(metric=0.0)
         if is_leader() and self._plan.evaluate is not None:
             model.eval()
             with torch.no_grad():
-                metric = float(self._plan.evaluate(model))
-        metric = tell_all(metric)
-        if not math.isfinite(metric):
+                found = self._plan.evaluate(model)
+            score = found if isinstance(found, Score) else Score(metric=float(found))
+        score = tell_all(score)
+        if not math.isfinite(score.metric):
             raise TrainingError(
-                f"{self._plan.metric_name} is {metric} after update {update} of {self._plan.num_updates}",
+                f"{self._plan.metric_name} is {score.metric} after update {update} of {self._plan.num_updates}",
                 mend="Train with a lower learning rate: train.learning_rate.",
             )
-        best = self.state.best_metric
-        if best is None or (metric > best if self._plan.higher_is_better else metric < best):
-            self.state.best_metric, self.state.bad_evaluations = metric, 0
+        if self._take(score):
+            self.state.bad_evaluations = 0
             self.keep_best(update)
         else:
             self.state.bad_evaluations += 1
         self._evaluation_seconds = time.monotonic() - begin
-        return metric
+        return score.metric
+
+    def _take(self, score: Score) -> bool:
+        """Remember a score, and say whether it is the best so far."""
+        state, higher = self.state, self._plan.higher_is_better
+        if state.best_metric is None or state.top_metric is None:
+            is_better = True
+            state.top_metric = score.metric
+        else:
+            kept = Score(metric=state.best_metric, distance=state.best_distance)
+            is_better = score.is_better(kept, state.top_metric, higher_is_better=higher)
+            state.top_metric = (max if higher else min)(state.top_metric, score.metric)
+        if is_better:
+            state.best_metric, state.best_distance = score.metric, score.distance
+        return is_better
 
     def _reason_to_stop(self, update: int, report: UpdateReport) -> str:
         plan = self._plan

@@ -32,6 +32,7 @@ from compress.train.objective import Loss, Objective
 from compress.train.order import Order, Share, row_lengths
 from compress.train.out_of_memory import is_out_of_memory, memory_error, training_bytes
 from compress.train.processes import is_leader, num_processes, rank, tell_all
+from compress.train.score import Score
 from compress.train.trainer import SumTrainer, Trainee
 from edgesmith.errors import DataError, UnsupportedError
 from edgesmith.files import sha256_text
@@ -41,7 +42,7 @@ from edgesmith.recipe.steps import TrainOptions
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["DEFAULT_EPOCHS", "DEFAULT_LEARNING_RATE", "Loss", "Objective", "Trained", "train"]
+__all__ = ["DEFAULT_EPOCHS", "DEFAULT_LEARNING_RATE", "Loss", "Objective", "Score", "Trained", "train"]
 
 DEFAULT_EPOCHS, DEFAULT_LEARNING_RATE = 3.0, 5e-5
 """Where neither the user nor the kind of step says otherwise."""
@@ -86,7 +87,7 @@ def train(
     collate: Callable[[list[Any]], dict[str, Tensor]],
     options: TrainOptions,
     *,
-    evaluate: Callable[[PreTrainedModel], float] | None,
+    evaluate: Callable[[PreTrainedModel], float | Score] | None,
     metric_name: str,
     higher_is_better: bool,
     seed: int,

@@ -25,6 +25,7 @@ __all__ = [
 
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Layers = Literal["uniform", "influence"] | tuple[int, ...]
 Importance = Literal["magnitude", "taylor", "activation", "hessian"]
 
 
@@ -100,7 +101,7 @@ class DistillOptions(Strict):
     """Checkpoint to train; made of the teacher's own layers when left out."""
     num_layers: Annotated[int | None, Field(ge=1)] = None
     """Layers of the teacher that the student starts from; all of them when left out."""
-    layers: Literal["uniform", "influence"] | tuple[int, ...] = "uniform"
+    layers: Layers = "uniform"
     """Which: spread evenly, those that change the hidden states most, or by their numbers from 0."""
     soft: Weight = 1.0
     """Weight of the teacher's softened predictions (of an embedding model: of the similarities between rows)."""
@@ -144,7 +145,10 @@ class PruneOptions(Strict):
     importance: Importance = "hessian"
     """Of structures: what decides which go."""
     num_layers: Annotated[int | None, Field(ge=1)] = None
-    """Of structures: layers that stay, the most influential."""
+    """Of structures: layers that stay."""
+    layers: Layers = "influence"
+    """Which: those that change the hidden states most, which harms least at once; `uniform`, spread evenly, from
+    which an encoder learns best afterwards; or by their numbers from 0."""
     keep: dict[str, Share | Annotated[int, Field(ge=1)]] = {}  # noqa: RUF012
     """Of structures: dimension (`ffn`, `heads`, `hidden`, `channels`) → share or number that stays."""
     max_params: Share | Annotated[int, Field(ge=1)] | None = None

@@ -51,9 +51,7 @@ def test_the_artifact_says_what_was_done_but_no_time_or_memory(checkpoint: Path,
     assert open_artifact(tmp_path / "out").manifest.step == "prune"
 
 
-def test_a_key_depends_on_options_and_data_but_not_on_who_listens(
-    checkpoint: Path, text: Path, tmp_path: Path
-) -> None:
+def test_a_key_depends_on_options_and_data_but_not_on_who_listens(checkpoint: Path, text: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.txt"
     other.write_text("Another text.\n")
     source = open_artifact(checkpoint, kinds=("checkpoint",))

@@ -47,11 +47,11 @@ def rows() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def tagger(minilm_folder: Path, rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MiniLM's first two layers, trained for a few seconds."""
+    """MiniLM's first layer, trained for a few seconds."""
     folder: Path = tmp_path_factory.mktemp("tagger") / "checkpoint"
     config = AutoConfig.from_pretrained(
         minilm_folder,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         id2label=dict(enumerate(TAGS)),
         label2id={tag: i for i, tag in enumerate(TAGS)},
     )
@@ -65,7 +65,7 @@ def tagger(minilm_folder: Path, rows: list[dict[str, Any]], tmp_path_factory: py
     examples = [task.parse(row) for row in _as_rows(rows)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
     model.train()
-    for step in range(30):
+    for step in range(25):
         batch = [examples[index % len(examples)] for index in range(step * 12, step * 12 + 12)]
         arrays = task.encode(batch)
         inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -98,15 +98,14 @@ def exported(tagger: Path, data: Path, tmp_path_factory: pytest.TempPathFactory)
     return artifact.path
 
 
-def test_every_token_of_every_row_is_verified(exported: Path, tagger: Path, data: Path):
+def test_every_row_is_verified(exported: Path, tagger: Path, data: Path):
     task = load_task(exported)
     examples = task.read_examples(data)
     batches = make_batches(task, examples)
     found = verify_outputs(
         TorchEngine(tagger, task), open_engine(open_artifact(exported)), batches, task=task, precision="fp32"
     )
-    assert found.num_rows == sum(len(batch.texts) for batch in batches)
-    assert len(found.rows["kl"]) == sum(int(batch.arrays["attention_mask"].sum()) for batch in batches)
+    assert found.num_rows == len(found.rows["kl"]) == sum(len(batch.texts) for batch in batches)
 
 
 class Shifted:
@@ -139,11 +138,11 @@ def test_one_wrong_token_is_a_breach_that_names_its_row_and_wrong_padding_is_non
 
 
 def test_a_quantized_tagger_finds_the_same_entities(exported: Path, data: Path, tmp_path: Path):
-    before = api.eval(exported, data=data)[0].summary()["metrics"]
+    before = api.eval(exported, data=data)["metrics"]
     assert before["entity_f1"] > 0.9
     assert before["token_accuracy"] > 0.95
     made, _ = api.quantize(exported, out=tmp_path / "int8", data=data, clusters=64)
-    after = api.eval(made.path, data=data)[0].summary()["metrics"]
+    after = api.eval(made.path, data=data)["metrics"]
     assert after["entity_f1"] > before["entity_f1"] - 0.05
     facts = json.loads((made.path / "quantization.json").read_text())
     assert facts["bits_per_weight"] < 6 < facts["bits_per_weight_before_sharing"]

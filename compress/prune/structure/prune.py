@@ -128,7 +128,7 @@ def _keep_layers(
     if options.num_layers is None or options.num_layers == find_stack(model).num_layers:
         return model, None
     with progress.bar("measuring layers"):
-        kept = choose_layers(model, options.num_layers, "influence", batches)
+        kept = choose_layers(model, options.num_layers, options.layers, batches)
     return keep_layers(model, kept), kept
 
 

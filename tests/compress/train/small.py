@@ -80,7 +80,12 @@ def train_small(model: PreTrainedModel, workplace: Path, **changes: Any) -> Trai
     for name, value in changes.items():
         (options if name in TrainOptions.model_fields else arguments)[name] = value
     objective, rows = arguments.pop("objective", Labels()), arguments.pop("rows", small_rows())
-    return train(model, objective, rows, arguments.pop("collate", collate), TrainOptions(**options), **arguments)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # what one thread does alone, several would mostly wait for each other at
+    try:
+        return train(model, objective, rows, arguments.pop("collate", collate), TrainOptions(**options), **arguments)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def die_at_batch(number: int) -> Any:

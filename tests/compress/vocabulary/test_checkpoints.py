@@ -92,7 +92,8 @@ def test_model_computes_the_same(tmp_path: Path, kind: str) -> None:
 
 
 def test_rows_are_taken_over_bit_by_bit_and_all_else_as_it_is(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "whole", *[MODELS["bias of the decoder"][0]()], *MODELS["bias of the decoder"][1:])
+    tokenizer, model_class, config = MODELS["bias of the decoder"]
+    save_checkpoint(tmp_path / "whole", tokenizer(), model_class, config)
     result = trim(tmp_path)
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "trimmed"))
     kept = read_kept_ids(tmp_path / "trimmed")

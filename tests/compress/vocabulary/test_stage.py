@@ -66,5 +66,5 @@ def test_corpus_and_options_decide_the_key_and_the_recipes_path_does_not(classif
 
 
 def test_an_option_out_of_range_is_named(classifier: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="max_tokens: .*64"):
+    with pytest.raises(UsageError, match=r"max_tokens: .*64"):
         trim_vocabulary(classifier, corpus=tmp_path / "rows.txt", out=tmp_path / "out", max_tokens=3)

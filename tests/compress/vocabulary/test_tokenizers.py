@@ -27,7 +27,8 @@ def encode(folder: Path, texts: list[str]) -> list[list[int]]:
 
 
 def decode(folder: Path, rows: list[list[int]]) -> list[str]:
-    return Tokenizer.from_file(str(folder / "tokenizer.json")).decode_batch(rows, skip_special_tokens=False)
+    texts: list[str] = Tokenizer.from_file(str(folder / "tokenizer.json")).decode_batch(rows, skip_special_tokens=False)
+    return texts
 
 
 @pytest.fixture(scope="session", params=TOKENIZERS)
@@ -93,13 +94,13 @@ def test_characters_of_the_corpus_scripts_are_never_unknown(tmp_path: Path) -> N
     assert trimmed.token_to_id("[unused0]") is None
 
 
-@pytest.mark.parametrize("make", [byte_level, word_piece])
-def test_a_limit_holds_and_text_survives_it(tmp_path: Path, make: Callable[[], Tokenizer]) -> None:
+@pytest.mark.parametrize(("make", "most"), [(byte_level, 370), (word_piece, 200)])
+def test_a_limit_holds_and_text_survives_it(tmp_path: Path, make: Callable[[], Tokenizer], most: int) -> None:
     save_checkpoint(tmp_path / "whole", make())
     result = trim_vocabulary(
-        tmp_path / "whole", tmp_path / "small", corpus(), limits=Limits(max_tokens=380, multiple_of=16)
+        tmp_path / "whole", tmp_path / "small", corpus(), limits=Limits(max_tokens=most, multiple_of=16)
     )
-    assert result.num_rows_after == 368
+    assert result.num_rows_after == most // 16 * 16
     assert result.corpus.num_gone > 0
     assert result.corpus.num_tokens_after > result.corpus.num_tokens_before
     assert result.corpus.num_unknown_after == 0
@@ -121,10 +122,10 @@ def test_rare_tokens_go_and_frequent_ones_stay(tmp_path: Path) -> None:
 
 def test_filling_up_adds_real_tokens_only(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "whole", byte_level())
-    result = trim_vocabulary(tmp_path / "whole", tmp_path / "round", corpus(), limits=Limits(multiple_of=64))
-    assert result.num_rows_after % 64 == 0
+    result = trim_vocabulary(tmp_path / "whole", tmp_path / "round", corpus(), limits=Limits(multiple_of=100))
+    assert result.num_rows_after % 100 == 0
     assert result.num_tokens_after == result.num_rows_after
-    assert result.reasons["filled_up"] < 64
+    assert 0 < result.reasons["filled_up"] < 100
 
 
 pieces = st.text(alphabet="abc", min_size=2, max_size=4)
