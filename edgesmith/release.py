@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,10 +16,11 @@ from edgesmith.errors import EdgesmithError, UsageError
 from edgesmith.evidence import Role, find_evidence, judge_measured, write_role
 from edgesmith.files import copy_tree, hold_lock, storage_errors
 from edgesmith.gates import RegressionGate
+from edgesmith.lineage import quantization_notes, trace_lineage, trace_steps
 from edgesmith.pipeline import Made, TargetResult, walk
 from edgesmith.progress import Progress
 from edgesmith.recipe import Recipe, load_recipe
-from edgesmith.releases import EVIDENCE, RELEASE, Ancestor, ReleasedTargetIndex, ReleaseIndex, read_index
+from edgesmith.releases import EVIDENCE, RELEASE, ModelStep, ReleasedTargetIndex, ReleaseIndex, read_index
 from edgesmith.reports import ReleasedTarget, build_report, read_targets, write_report
 from edgesmith.stages.base import check_replaceable
 from edgesmith.store import Store, default_store_root
@@ -47,6 +46,8 @@ class Release:
     is_judged: bool
     """Whether the recipe has gates."""
     seconds: float
+    model_steps: tuple[ModelStep, ...] = ()
+    """What became of the checkpoint before the targets were made of it."""
 
     @property
     def verdict(self) -> str:
@@ -68,6 +69,7 @@ class Release:
             "steps": [
                 {"name": step.name, "cached": step.was_cached, "seconds": round(step.seconds, 3)} for step in self.steps
             ],
+            "model_steps": [step.model_dump(mode="json", exclude={"curve"}) for step in self.model_steps],
             "targets": [
                 {
                     "name": target.name,
@@ -119,6 +121,7 @@ def make_release(
         targets=targets,
         is_judged=any(recipe.gates_of(name).are_set for name in recipe.targets),
         seconds=time.monotonic() - start,
+        model_steps=read_index(destination).steps,
     )
 
 
@@ -260,49 +263,17 @@ def _index(recipe: Recipe, made: Made, command: str) -> ReleaseIndex:
     """What a report says that neither artifacts nor evidence hold."""
     versions: dict[str, str] = {}
     targets = {}
+    steps = trace_steps(made.checkpoints.chain)
     for target in made.targets:
         assert target.artifact is not None
         versions |= target.artifact.manifest.tools
         targets[target.name] = ReleasedTargetIndex(
             parts=tuple(sorted({*_parts(made, target), *_others(target)})),
-            lineage=_lineage(made, target),
+            lineage=trace_lineage(made, target, steps),
             gates=recipe.gates_of(target.name),
-            notes=_notes(target.artifact),
+            notes=quantization_notes(target.artifact),
         )
-    return ReleaseIndex(name=recipe.name, command=command, versions=versions, targets=targets)
-
-
-def _lineage(made: Made, target: TargetResult) -> tuple[Ancestor, ...]:
-    """The artifact, then what it was made from, the nearest first."""
-    found: dict[str, Ancestor] = {}
-    roles: dict[str, str] = {}
-    for artifact in (target.artifact, target.unquantized, *reversed(made.checkpoints.chain)):
-        if artifact is None or artifact.digest in found:
-            continue
-        manifest = artifact.manifest
-        found[artifact.digest] = Ancestor(
-            role=roles.get(artifact.digest, target.name),
-            digest=artifact.digest,
-            step=manifest.step,
-            detail=", ".join(text for text in (manifest.kind, manifest.precision) if text),
-            parents=tuple(parent.digest for parent in manifest.parents),
-        )
-        roles |= {parent.digest: parent.role for parent in manifest.parents}
-    outside = (Ancestor(role=role, digest=digest) for digest, role in roles.items() if digest not in found)
-    return (*found.values(), *outside)
-
-
-def _notes(artifact: Artifact) -> tuple[str, ...]:
-    """What quantization left in float, by reason."""
-    path = artifact.path / "quantization.json"
-    if not path.is_file():
-        return ()
-    facts = json.loads(path.read_bytes())
-    if artifact.kind == "gguf":
-        return tuple(facts["notes"])
-    reasons = Counter(node["reason"] for node in facts["in_float"])
-    in_float = tuple(f"{count} layer(s) left in float: {reason}" for reason, count in reasons.most_common())
-    return (f"{len(facts['quantized'])} layers are int8", *in_float)
+    return ReleaseIndex(name=recipe.name, command=command, versions=versions, steps=steps, targets=targets)
 
 
 def _command(path: Path, settings: Sequence[str], against: Path | None) -> str:

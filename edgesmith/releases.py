@@ -12,7 +12,17 @@ from edgesmith.errors import ArtifactError, UsageError
 from edgesmith.files import atomic_write, storage_errors
 from edgesmith.gates import Gates
 
-__all__ = ["EVIDENCE", "RELEASE", "Ancestor", "ReleaseIndex", "ReleasedTargetIndex", "locate_target", "read_index"]
+__all__ = [
+    "EVIDENCE",
+    "RELEASE",
+    "Ancestor",
+    "LearningCurve",
+    "ModelStep",
+    "ReleaseIndex",
+    "ReleasedTargetIndex",
+    "locate_target",
+    "read_index",
+]
 
 FolderName = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
 RELEASE = "release.json"
@@ -30,7 +40,43 @@ class Ancestor(_Part):
     digest: str
     step: str = ""
     detail: str = ""
+    summary: str = ""
+    """What the step did, in a line."""
     parents: tuple[str, ...] = ()
+
+
+class LearningCurve(_Part):
+    """How a training went, by update."""
+
+    metric: str
+    """What the weights were chosen by, on rows that were not trained on."""
+    higher_is_better: bool
+    best_update: int
+    """Whose weights were kept; 0 is before training."""
+    teacher_metric: float | None = None
+    updates: tuple[int, ...] = ()
+    """Of the losses."""
+    losses: dict[str, tuple[float, ...]] = {}
+    """`loss`, then its parts; each an item's mean over the updates since the point before."""
+    metric_updates: tuple[int, ...] = ()
+    metric_values: tuple[float, ...] = ()
+
+
+class ModelStep(_Part):
+    """A step on the checkpoint: what it did, and how large it left the model."""
+
+    name: str
+    digest: str
+    summary: str = ""
+    num_parameters: int
+    weights_bytes: int
+    """Of the checkpoint as it is stored, before any target's format."""
+    macs: int | None = None
+    """Multiply-accumulates of one row, where they were counted."""
+    macs_of: str = ""
+    """The row that they were counted for, such as `128 tokens`."""
+    notes: tuple[str, ...] = ()
+    curve: LearningCurve | None = None
 
 
 class ReleasedTargetIndex(_Part):
@@ -52,6 +98,8 @@ class ReleaseIndex(_Part):
     command: str
     """What made the release."""
     versions: dict[str, str] = {}
+    steps: tuple[ModelStep, ...] = ()
+    """On the checkpoint, in the order they were done."""
     targets: dict[FolderName, ReleasedTargetIndex]
 
     def save(self, folder: Path) -> None:

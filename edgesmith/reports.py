@@ -93,7 +93,7 @@ def build_report(folder: Path, targets: tuple[ReleasedTarget, ...]) -> ReleaseRe
         folder: The release.
         targets: From `read_targets`.
     """
-    from bench.report import ReleaseReport
+    from bench.report import LearningCurve, ModelStep, ReleaseReport
 
     index = _index(folder)
     machines = [one.machine for target in targets for one in target.measured.latencies]
@@ -104,6 +104,10 @@ def build_report(folder: Path, targets: tuple[ReleasedTarget, ...]) -> ReleaseRe
         machine=machines[0] if machines else None,
         versions=index.versions,
         command=index.command,
+        steps=tuple(
+            ModelStep(**{**dict(step), "curve": LearningCurve(**dict(step.curve)) if step.curve else None})
+            for step in index.steps
+        ),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bench.gates.verdict import Outcome, Verdict, overall
+from bench.report.making import ModelStep
 
 if TYPE_CHECKING:
     from bench.accuracy import Evaluation
@@ -40,6 +41,8 @@ class Ancestor:
     """What made it, such as `quantize`; empty for what came from outside."""
     detail: str = ""
     """Options in a few words, such as `static-int8, 128 rows`."""
+    summary: str = ""
+    """What the step did, in a line."""
     parents: tuple[str, ...] = ()
     """Digests of what it was made from."""
 
@@ -159,6 +162,8 @@ class ReleaseReport:
     """What reproduces this report."""
     notes: tuple[str, ...] = ()
     """What was left out or chosen on the way, of all targets."""
+    steps: tuple[ModelStep, ...] = ()
+    """What became of the checkpoint before the targets were made of it, in order."""
 
     @property
     def outcome(self) -> Outcome | None:
@@ -197,5 +202,6 @@ class ReleaseReport:
             "machine": self.machine.to_json() if self.machine else None,
             "versions": dict(sorted(self.versions.items())),
             "command": self.command,
+            "steps": [asdict(step) for step in self.steps],
             "notes": list(self.notes),
         }

@@ -110,6 +110,7 @@ def _branch(branch: Branch, depth: int) -> list[str]:
     one = branch.ancestor
     made = ", ".join(part for part in (one.step, one.detail) if part)
     again = " (see above)" if branch.is_repeated else ""
+    made = ": ".join(part for part in (made, one.summary) if part)
     said = f" — {_plain(made)}" if made else ""
     line = f"{'  ' * depth}- **{_plain(one.role)}**{said}{again}: {_plain(one.digest)}"
     return [line, *(below for parent in branch.parents for below in _branch(parent, depth + 1))]

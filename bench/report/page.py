@@ -243,5 +243,6 @@ def _branch(branch: Branch) -> str:
 def _ancestor(one: Ancestor, *, is_repeated: bool) -> str:
     made = ", ".join(part for part in (one.step, one.detail) if part)
     again = " (see above)" if is_repeated else ""
+    made = ": ".join(part for part in (made, one.summary) if part)
     said = f" — {_safe(made)}" if made else ""
     return f'<b>{_safe(one.role)}</b>{said}{again}<br><span class="mono">{_safe(one.digest)}</span>'

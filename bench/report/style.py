@@ -66,6 +66,7 @@ def _variables(colours: Mapping[str, str]) -> str:
 
 _HEAT = "\n".join(f".h{level} {{ background: rgb(var(--heat) / {level * 0.05:.2f}); }}" for level in range(1, 10))
 _KINDS = " ".join(f"svg .k{number} {{ fill: var(--k{number}); }}" for number in range(8))
+_LINES = " ".join(f"svg .series.k{number} {{ fill: none; stroke: var(--k{number}); }}" for number in range(8))
 
 _LAYOUT = """
 * { box-sizing: border-box; }
@@ -203,5 +204,5 @@ _PRINT = """
 STYLE = (
     f":root {{ color-scheme: light dark; {_variables(LIGHT)} }}\n"
     f"@media (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK)} }} }}\n"
-    f"{_LAYOUT}{_HEAT}\n{_KINDS}\n{_PRINT % _variables(LIGHT)}"
+    f"{_LAYOUT}{_HEAT}\n{_KINDS}\n{_LINES}\n{_PRINT % _variables(LIGHT)}"
 )

@@ -7,6 +7,7 @@ from bench.report.data import ReleaseReport, TargetReport
 from bench.report.sections.accuracy import show_accuracy
 from bench.report.sections.language import show_answers, show_language
 from bench.report.sections.load import show_loads
+from bench.report.sections.making import show_making
 from bench.report.sections.origin import show_environment, show_lineage, show_verification
 from bench.report.sections.overview import show_gates, show_targets
 from bench.report.sections.size import show_size, show_start
@@ -18,7 +19,7 @@ __all__ = ["build_sections"]
 
 def build_sections(report: ReleaseReport) -> list[Section]:
     """Give all parts of a report that there is something to say about."""
-    found: list[Section | None] = [show_gates(report), show_targets(report)]
+    found: list[Section | None] = [show_gates(report), show_targets(report), show_making(report)]
     for target in report.targets:
         found += _target(target)
     return [section for section in (*found, show_environment(report)) if section is not None]

@@ -84,12 +84,11 @@ class Carver:
         exact = [one for one in dimensions if one.is_exact and sizes.get(one.label, one.size) < one.size]
         if exact:
             smaller = self._cut(smaller, exact, sizes)
-        for label in [
-            one.label for one in dimensions if not one.is_exact and sizes.get(one.label, one.size) < one.size
-        ]:
-            # Proven and scored anew: what is left of the layers decides which of their outputs matter.
-            again = [one for one in self._prove(smaller, "hidden") if one.label == label]
-            smaller = self._cut(smaller, again, sizes)
+        for other in dimensions:
+            if not other.is_exact and sizes.get(other.label, other.size) < other.size:
+                # Proven and scored anew: what is left of the layers decides which of their outputs matter.
+                again = [one for one in self._prove(smaller, other.name) if one.label == other.label]
+                smaller = self._cut(smaller, again, sizes)
         return smaller
 
     def change_of(self, smaller: PreTrainedModel) -> float:
@@ -184,6 +183,11 @@ class Carver:
         costs = CostModel(self._model, dimensions, self._row, latencies)
         losses = _Losses(self._model, dimensions, self._options, self._batches, self._measured)
         chosen = choose_sizes(budget, costs, levels, losses.of)
+        if budget.max_latency is not None:
+            share = time_model(_narrow(self._model, dimensions, chosen), self._row) / time_model(self._full, self._row)
+            self._progress.note(
+                f"prune: measured time {share:.2f} of the full model's (allowed {budget.max_latency:g})"
+            )
         return {one.label: size for one, size in zip(dimensions, chosen, strict=True)}
 
     def _budget(self) -> Budget:
@@ -204,8 +208,7 @@ class Carver:
             for dimension, sizes in zip(dimensions, levels, strict=True):
                 table = {}
                 for size in sizes:
-                    kept = [torch.arange(dimension.units_at(group, size)) for group in dimension.groups]
-                    narrow = cut_model(self._model, [(dimension, size, [Choice(kept=units) for units in kept])])
+                    narrow = _narrow(self._model, [dimension], [size])
                     table[size] = 1.0 if size == dimension.size else time_model(narrow, self._row) / (full * scale)
                     advance(1)
                 tables.append(table)
@@ -233,6 +236,15 @@ class _Losses:
             return 0.0
         cuts: list[Cut] = [(dimension, size, self._chooser.choose(dimension, size))]
         return _change(self._model, cut_model(self._model, cuts), cuts, self._measured)
+
+
+def _narrow(model: PreTrainedModel, dimensions: Sequence[Dimension], sizes: Sequence[int]) -> PreTrainedModel:
+    """Cut to some sizes, whichever units: for timing."""
+    cuts: list[Cut] = []
+    for dimension, size in zip(dimensions, sizes, strict=True):
+        kept = [torch.arange(dimension.units_at(group, size)) for group in dimension.groups]
+        cuts.append((dimension, size, [Choice(kept=units) for units in kept]))
+    return cut_model(model, cuts)
 
 
 def _absolute(wanted: float | int | None, whole: int) -> int | None:

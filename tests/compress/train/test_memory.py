@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from compress.train.out_of_memory import is_out_of_memory, memory_error
+from tests.compress.train.small import small_model, small_rows, train_small
 
 ROOT = Path(__file__).parents[3]
 SHORT = """
@@ -19,9 +21,9 @@ from edgesmith.progress import Progress
 from tests.compress.train.small import *
 
 class Greedy(Labels):
-    # Every row takes 400 MB of activations.
+    # Every row takes 200 MB of activations.
     def loss(self, model, batch):
-        with_memory = torch.ones(len(batch["labels"]), 50_000_000, requires_grad=True) * 2
+        with_memory = torch.ones(len(batch["labels"]), 25_000_000, requires_grad=True) * 2
         found = super().loss(model, batch)
         return Loss(found.total + 0 * with_memory[0, 0], found.num_items)
 
@@ -36,9 +38,9 @@ torch.set_num_threads(1)
 arguments = dict(rows=small_rows(16), epochs=1, evaluate=None, objective=Greedy(), progress=notes)
 train_small(small_model(dropout=0), Path(sys.argv[1], "warm"), epochs=0.5, rows=small_rows(16), evaluate=None)
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (size + 1_500_000_000, -1))
+resource.setrlimit(resource.RLIMIT_AS, (size + 750_000_000, -1))
 trained = train_small(small_model(dropout=0), Path(sys.argv[1], "halved"), **arguments)
-resource.setrlimit(resource.RLIMIT_AS, (size + 250_000_000, -1))
+resource.setrlimit(resource.RLIMIT_AS, (size + 150_000_000, -1))
 try:
     train_small(small_model(dropout=0), Path(sys.argv[1], "refused"), **arguments)
 except TrainingError as error:
@@ -48,11 +50,9 @@ print(json.dumps({"history": trained.history, "said": notes.said, "refusal": ref
 
 
 def test_short_memory_halves_the_micro_batch_or_names_the_mends(tmp_path: Path) -> None:
-    from tests.compress.train.small import small_model, small_rows, train_small
-
-    run = subprocess.run(
-        [sys.executable, "-c", SHORT, str(tmp_path)], cwd=ROOT, check=True, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", SHORT, str(tmp_path)]
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}  # further arenas would reserve addresses, not memory
+    run = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
     result = json.loads(run.stdout)
     expected = train_small(small_model(dropout=0), tmp_path / "whole", rows=small_rows(16), epochs=1, evaluate=None)
     assert "going on with 4 rows at once instead of 8; the result is the same" in result["said"][0]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.compress.train.small import small_model, train_small
+from tests.compress.train.small import small_model, small_rows, train_small
 
 ROOT = Path(__file__).parents[3]
 TWO = """
@@ -27,8 +27,6 @@ leave_group()
 
 def test_two_processes_do_as_one_does(tmp_path: Path) -> None:
     model = small_model(dropout=0)
-    from tests.compress.train.small import small_rows
-
     one = train_small(model, tmp_path / "one", rows=small_rows(9), batch_size=3, epochs=5)
     sums = [float(tensor.double().sum()) for tensor in model.state_dict().values()]
     (tmp_path / "two").mkdir()
