@@ -1,16 +1,39 @@
-"""A release's final table: each artifact beside its baseline."""
+"""A release's final tables: what the steps made of the checkpoint, and each artifact beside its baseline."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edgesmith.releases import ModelStep
 from edgesmith.reports import ReleasedTarget
 from edgesmith.units import format_bytes
 
-__all__ = ["release_table"]
+__all__ = ["release_table", "steps_table"]
 
+_STEP_COLUMNS = ("checkpoint", "parameters", "weights", "MACs a row", "what it did")
 _GRAPH_COLUMNS = ("artifact", "model size", "smaller", "metric", "value", "baseline", "CPU a request", "faster")
 _LANGUAGE_COLUMNS = ("artifact", "model size", "smaller", "perplexity", "ratio", "mean KLD", "same top", "tokens/s")
+
+
+def steps_table(steps: Sequence[ModelStep]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Columns and rows: parameters and weights of the checkpoint before and after each step; none without a step."""
+    rows: list[tuple[str, ...]] = []
+    for index, step in enumerate(steps):
+        before = steps[index - 1] if index else step
+        rows.append(
+            (
+                step.name if step.name != "found" else "as it was given",
+                _change(f"{before.num_parameters:,}", f"{step.num_parameters:,}"),
+                _change(format_bytes(before.weights_bytes), format_bytes(step.weights_bytes)),
+                "" if step.macs is None else f"{step.macs / 1e6:,.1f} M",
+                step.summary,
+            )
+        )
+    return _STEP_COLUMNS, rows
+
+
+def _change(before: str, after: str) -> str:
+    return after if before == after else f"{before} → {after}"
 
 
 def release_table(targets: Sequence[ReleasedTarget]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from edgesmith.artifact import Artifact
 from edgesmith.files import storage_errors
 from edgesmith.releases import LearningCurve
-from edgesmith.tasks import TEXT_GENERATION
 from edgesmith.units import format_bytes
 
 __all__ = ["CHECKPOINT_STEPS", "StepFacts", "read_facts"]
@@ -130,8 +129,8 @@ class _Structure(StepFacts):
             parts.insert(0, f"layers {self.num_layers_before} → {len(self.kept_layers)}")
         return (
             f"{', '.join(parts)} (by {self.importance}): {_count(self.params_before)} → {_count(self.params_after)} "
-            f"parameters, MACs {self.macs_after / max(1, self.macs_before):.1%}; outputs changed by "
-            f"{self.output_change:.1%} before any training"
+            f"parameters, MACs {_percent(self.macs_after / max(1, self.macs_before))}; outputs changed by "
+            f"{_percent(self.output_change)} before any training"
         )
 
     @property
@@ -155,10 +154,12 @@ class _Sparsity(StepFacts):
     def summary(self) -> str:
         said = (
             f"{self.method}, {self.target}: {_count(self.num_zeros)} of {_count(self.num_weights)} weights are zero "
-            f"({self.model_sparsity:.1%})"
+            f"({_percent(self.model_sparsity)})"
         )
         error = self.mean_relative_error
-        return said if error is None else f"{said}; outputs of the pruned matrices moved by {error:.1%} on average"
+        return (
+            said if error is None else f"{said}; outputs of the pruned matrices moved by {_percent(error)} on average"
+        )
 
 
 class _Training(StepFacts):
@@ -176,8 +177,11 @@ class _Training(StepFacts):
     num_unlabelled: int
     num_validated: int
     history: tuple[dict[str, float], ...]
-    items: str = "rows"
-    """What it was trained on."""
+
+    @property
+    def items(self) -> str:
+        """What it was trained on."""
+        return "windows of text" if self.metric == "perplexity" else "rows"
 
     @property
     def params(self) -> Change:
@@ -187,9 +191,9 @@ class _Training(StepFacts):
     def summary(self) -> str:
         teacher = "" if self.teacher_metric is None else f" (teacher {self.teacher_metric:.4g})"
         unlabelled = f", {self.num_unlabelled:,} of them without labels" if self.num_unlabelled else ""
-        kept = (
-            f"the weights of update {self.best_update:,} of {self.num_updates:,}" if self.best_update else "no update"
-        )
+        kept = "no update"
+        if self.best_update:
+            kept = f"the weights after update {self.best_update:,} of {self.num_updates:,}"
         made_of = f"{self.student}: " if "layers" in self.student else ""
         return (
             f"{made_of}{self.metric} on {self.num_validated:,} held-out {self.items} {self.first_metric:.4g} → "
@@ -232,6 +236,10 @@ def _rounded(value: float) -> float:
     return float(f"{value:.{_DIGITS}g}")
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
 def _count(number: int) -> str:
     """Write a large number in a few characters.
 
@@ -248,7 +256,7 @@ def read_facts(artifact: Artifact) -> tuple[StepFacts | None, dict[str, Any]]:
     """Read what the step that made a checkpoint wrote of its work.
 
     Returns:
-        What this version understands of it, and all of it; None and nothing where the step writes nothing.
+        What this version understands of it, and all that its file holds; None and nothing where there is none.
 
     Raises:
         StorageError: the file cannot be read.
@@ -272,8 +280,7 @@ def read_facts(artifact: Artifact) -> tuple[StepFacts | None, dict[str, Any]]:
             kind = _Structure if found.get("method") == "structured" else _Sparsity
         case _:
             kind = _Training
-    items = {"items": "windows of text"} if artifact.manifest.task == TEXT_GENERATION else {}
     try:
-        return kind.model_validate(found | items), found
+        return kind.model_validate(found), found if step != "merge" else {}
     except ValidationError:
         return None, found  # another version's

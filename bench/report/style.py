@@ -166,6 +166,7 @@ svg .dot.a { fill: var(--a); } svg .dot.b { fill: var(--b); } svg .dot.faint { f
 svg .dot { stroke: var(--card); stroke-width: .8; }
 svg .dot.PASS { fill: var(--pass); } svg .dot.FAIL { fill: var(--fail); } svg .dot.INCONCLUSIVE { fill: var(--open); }
 svg .ring { fill: var(--card); stroke-width: 2; } svg .ring.b { stroke: var(--b); }
+svg .ring.a { fill: none; stroke: var(--a); } svg .kept { stroke-dasharray: 2 4; }
 svg .blob { fill-opacity: .22; stroke-width: 1.5; } svg .blob.a { fill: var(--a); stroke: var(--a); }
 svg .blob.b { fill: var(--b); stroke: var(--b); stroke-dasharray: 4 3; }
 svg .leader { stroke-width: 1; } svg .leader.a { stroke: var(--a); } svg .leader.b { stroke: var(--b); }
@@ -181,6 +182,8 @@ footer { margin-top: 3rem; font-size: .85rem; color: var(--soft); }
   .stacked tr { padding: .5rem .8rem; background: var(--card); border-radius: .7rem; }
   .stacked td { display: flex; justify-content: space-between; align-items: baseline; gap: 1rem; padding: .3rem 0;
     max-width: none; white-space: normal; text-align: right; }
+  .stacked td.text[data-name] { display: block; text-align: left; }
+  .stacked td.text[data-name]::before { content: none; }
   .stacked td:last-child { border-bottom: 0; }
   .stacked td:first-child { font-weight: 650; font-size: .95rem; padding: .1rem 0 .3rem; text-align: left; }
   .stacked td[data-name]::before { content: attr(data-name); color: var(--soft); text-align: left; }

@@ -49,18 +49,21 @@ def inspect(artifact: Path) -> dict[str, Any]:
     """Tell what an artifact is, from its manifest and its checked files.
 
     Returns:
-        JSON-able; with `gguf` → what the model file says, where it is one.
+        JSON-able; with `gguf` → what the model file says, where it is one, and with `summary` and `facts` → what the
+        step wrote of its own work, where a checkpoint was trimmed, pruned or trained.
 
     Raises:
         ArtifactError: a file was altered, or a GGUF file is damaged.
     """
     from edgesmith.api.gguf_facts import gguf_facts
     from edgesmith.artifact import open_artifact
+    from edgesmith.step_facts import read_facts
 
     opened = open_artifact(artifact)
     manifest = opened.manifest
     signature = manifest.signature
     models = [entry.path for entry in manifest.files if entry.path.endswith(".gguf")]
+    understood, facts = read_facts(opened)
     in_gguf = opened.kind in ("gguf", "gguf-adapter") and len(models) == 1
     return {
         "path": str(artifact),
@@ -69,6 +72,7 @@ def inspect(artifact: Path) -> dict[str, Any]:
         "task": manifest.task,
         "precision": manifest.precision,
         "made_by": manifest.step,
+        **({"summary": understood.summary} if understood else {}),
         "options": manifest.options,
         "parents": [f"{parent.role} {parent.digest}" for parent in manifest.parents],
         "tools": [f"{name} {version}" for name, version in manifest.tools.items()],
@@ -77,6 +81,7 @@ def inspect(artifact: Path) -> dict[str, Any]:
         "size_bytes": opened.size_bytes,
         "model_bytes": opened.model_bytes,
         **({"gguf": gguf_facts(opened.file(models[0]))} if in_gguf else {}),
+        **({"facts": facts} if facts else {}),
         "files": [entry.model_dump() for entry in manifest.files],
     }
 

@@ -12,6 +12,10 @@ from edgesmith.cli.show import plain
 
 __all__ = ["check", "doctor", "inspect", "predict"]
 
+_LONG = frozenset({"schema_version", "history", "kept", "matrices", "tensors", "left_dense", "row_shape"})
+"""What a step wrote for machines."""
+_MAX_ROWS = 12
+
 
 def predict(
     artifact: ArtifactPath,
@@ -44,11 +48,13 @@ def inspect(artifact: ArtifactPath, json: Json = False) -> None:
     if json:
         console.print_json(facts)
         return
-    files, model = facts.pop("files"), facts.pop("gguf", None)
+    files, model, work = facts.pop("files"), facts.pop("gguf", None), facts.pop("facts", None)
     facts["options"] = _set_options(facts["options"])
     console.print_facts({name: plain(value) for name, value in facts.items() if value not in (None, [], {})})
     if model is not None:
         _show_gguf(model)
+    if work is not None:
+        _show_work(work)
     console.print_table(
         ("file", "size", "sha256"),
         [(file["path"], format_bytes(file["size_bytes"]), file["sha256"][:16]) for file in files],
@@ -81,6 +87,31 @@ def _show_gguf(model: dict[str, Any]) -> None:
         for one in types
     ]
     console.print_table(("type", "tensors", "size", "bits per weight"), rows)
+
+
+def _show_work(work: Mapping[str, Any]) -> None:
+    """Show what a step wrote of its own work: single figures, and of a training some of its evaluations."""
+    from edgesmith import console
+
+    single = {name: value for name, value in work.items() if name not in _LONG and value not in (None, [], {}, "")}
+    console.say("")
+    console.print_facts(
+        {
+            name: f"{one:,}" if isinstance(one, int) and not isinstance(one, bool) else plain(one)
+            for name, one in single.items()
+        }
+    )
+    evaluated = [entry for entry in work.get("history", ()) if "metric" in entry]
+    if not evaluated:
+        return
+    every = -(-len(evaluated) // _MAX_ROWS)
+    shown = sorted({*range(0, len(evaluated), every), len(evaluated) - 1})
+    names = [name for name in evaluated[-1] if name not in ("update", "metric")]
+    rows = [
+        (f"{one['update']:,}", *(plain(one[name]) if name in one else "" for name in ("metric", *names)))
+        for one in (evaluated[index] for index in shown)
+    ]
+    console.print_table(("update", str(work.get("metric", "metric")), *names), rows, title="evaluations")
 
 
 def check(

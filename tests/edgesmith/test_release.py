@@ -14,6 +14,7 @@ from bench.language.evaluation import LanguageEvaluation
 from edgesmith.artifact import Artifact, Parent, write_artifact
 from edgesmith.errors import ArtifactError, UsageError
 from edgesmith.pipeline import Made, TargetResult
+from edgesmith.pipeline.checkpoints import Checkpoints
 from edgesmith.recipe import Recipe, load_recipe
 from edgesmith.release import USUAL_LANGUAGE_REGRESSION, _deliver_release
 
@@ -98,7 +99,9 @@ class Bench:
             previous=self.before,
             evidence=evidence,
         )
-        return Made(checkpoint=self.checkpoint, merge_proof=None, targets=(target,))
+        same = self.checkpoint
+        checkpoints = Checkpoints(original=same, teacher=same, final=same, chain=(same,))
+        return Made(checkpoints=checkpoints, targets=(target,))
 
 
 @pytest.mark.parametrize(("ratio", "outcome"), [(1.0, Outcome.PASS), (1.02, Outcome.FAIL)])

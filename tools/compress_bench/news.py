@@ -15,7 +15,7 @@ VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
     "int8 alone": ("examples/news/recipe.yaml", {}),
     "small.yaml": (SMALL, {}),
     "small.yaml, 32 shared codes": (SMALL, {"targets.phone.quantize.clusters": "32"}),
-    "small.yaml, 2 layers": (SMALL, {LAYERS: "2"}),
+    "small.yaml, 3 layers": (SMALL, {LAYERS: "3"}),
     "small.yaml, 1 layer, 4,000 tokens": (SMALL, {LAYERS: "1", TOKENS: "4000"}),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from bench.report.plots.legend import LEGEND_LINE, break_legend, draw_legend
 from bench.report.svg import WIDTH, Canvas, LinearScale, text_width
 
 __all__ = ["NUM_COLOURS", "Part", "plot_stacks"]
@@ -37,10 +38,10 @@ def plot_stacks(
     totals = [sum(part.value for part in parts) for _, parts in bars]
     x = LinearScale(0, max([*totals, 1e-12]), _LEFT, _RIGHT)
     legend = _legend(bars)
-    rows = _rows(legend)
+    rows = break_legend(legend)
     bottom = 4 + len(bars) * (_BAR + 26)
     spoken = "; ".join(f"{name} {write(total)}" for (name, _), total in zip(bars, totals, strict=True))
-    canvas = Canvas(bottom + 46 + 18 * len(rows), f"{title}: {spoken}")
+    canvas = Canvas(bottom + 46 + LEGEND_LINE * len(rows), f"{title}: {spoken}")
     for value, name in x.ticks():
         canvas.line(x(value), 4, x(value), bottom, "grid")
         anchor = "start" if x(value) < 20 else "end" if x(value) > _RIGHT - 20 else "middle"
@@ -59,31 +60,14 @@ def plot_stacks(
             if right - left > text_width(figure) + 6:
                 canvas.text((left + right) / 2, top + 34.5, figure, "middle", "label onbar")
             start += part.value
-    for row, entries in enumerate(rows):
-        for at_x, name, colour in entries:
-            y = bottom + 54 + 18 * row
-            canvas.rect(at_x, y - 9, 10, 10, f"k{colour}")
-            canvas.text(at_x + 15, y, name)
+    draw_legend(canvas, rows, bottom + 54)
     return canvas.to_svg()
 
 
-def _legend(bars: Sequence[tuple[str, Sequence[Part]]]) -> list[tuple[str, int]]:
+def _legend(bars: Sequence[tuple[str, Sequence[Part]]]) -> list[tuple[str, str]]:
     found: dict[str, int] = {}
     for _, parts in bars:
         for part in parts:
             found.setdefault(part.name, part.colour)
-    return sorted(found.items(), key=lambda entry: entry[1] == NUM_COLOURS - 1)
-
-
-def _rows(legend: Sequence[tuple[str, int]]) -> list[list[tuple[float, str, int]]]:
-    """Break the legend into lines."""
-    rows: list[list[tuple[float, str, int]]] = []
-    x = WIDTH
-    for name, colour in legend:
-        width = text_width(name) + 30
-        if x + width > WIDTH:
-            rows.append([])
-            x = _LEFT
-        rows[-1].append((x, name, colour))
-        x += width
-    return rows
+    rising = sorted(found.items(), key=lambda entry: entry[1] == NUM_COLOURS - 1)
+    return [(name, f"k{colour}") for name, colour in rising]

@@ -120,11 +120,11 @@ def test_training_from_the_cache_is_training_without_one_bit_by_bit(classifier: 
 def test_the_teacher_is_run_once_for_every_row_whatever_the_epochs(classifier: Path, tmp_path: Path) -> None:
     with counted_runs(3) as runs:
         distill(classifier, tmp_path / "one", num_layers=1, train={"epochs": 1})
-        assert len(runs) > 0
+        batches = 3  # of 16 of the 48 rows
+        assert batches <= len(runs) <= batches + 2  # the check of its layers, and the width of its answers
         once = len(runs)
         distill(classifier, tmp_path / "three", num_layers=2, train={"epochs": 3}, place=work(tmp_path, seed=1))
-        shapes_asked = 2 * 1  # the layers' check and the width of the answers
-        assert len(runs) - once <= shapes_asked + 2
+        assert len(runs) - once <= 2
 
 
 class KilledProgress(Progress):
@@ -181,9 +181,11 @@ def test_narrower_students_learn_states_through_a_projection(classifier: Path, t
 
 
 def test_embeddings_keep_the_teachers_similarities(encoder: Path, tmp_path: Path) -> None:
-    result = distill(encoder, tmp_path / "out", num_layers=1, train={"epochs": 6})
+    result = distill(encoder, tmp_path / "out", num_layers=1, train={"epochs": 6, "validation": 0.4})
+    losses = [entry["soft"] for entry in result.history if "soft" in entry]
+    assert losses[-1] < 0.5 * losses[0]
     assert result.metric == "similarity_spearman"
-    assert result.best_metric > result.first_metric
+    assert result.best_metric >= result.first_metric > 0.5
     with pytest.raises(UsageError, match="hard: an embedding model"):
         distill(encoder, tmp_path / "hard", hard=1.0)
 

@@ -25,8 +25,8 @@ def test_curves_lie_where_the_user_is_told(tmp_path: Path) -> None:
     folder = tmp_path / "training" / "tensorboard"
     assert notes.said[0] == f"curves: tensorboard --logdir {folder}"
     read = EventAccumulator(str(folder)).Reload()
-    drawn = [(event.step, event.value) for event in read.Scalars("loss")]
-    assert drawn == pytest.approx([(entry["update"], entry["loss"]) for entry in trained.history[1:]])
+    drawn = {event.step: event.value for event in read.Scalars("loss")}
+    assert drawn == pytest.approx({entry["update"]: entry["loss"] for entry in trained.history[1:]})
     assert read.Scalars("metric")[0].step == 0
 
 
