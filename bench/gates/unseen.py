@@ -37,6 +37,9 @@ class Unseen:
         counts there too. A metric that is not known here is taken to hang on the smallest class alone.
         """
         rows = Counter(evaluation.targets)
+        if any(isinstance(target, str) for target in rows):  # what stands where in a text: no classes of rows
+            num_rows = sum(num for target, num in rows.items() if target not in (None, "[]"))
+            return cls(what="rows with an entity", num_rows=num_rows, weight=1.0)
         if metric not in CLASS_METRICS or evaluation.confusion is None:
             smallest = min(rows, key=lambda target: (rows[target], str(target)))
             return cls(what=f"class {_name(evaluation, smallest)}", num_rows=rows[smallest], weight=1.0)
@@ -61,5 +64,5 @@ class Unseen:
         return math.ceil(-math.log(1 - confidence) * self.weight / margin) if margin > 0 else None
 
 
-def _name(evaluation: Evaluation, target: float | None) -> str:
+def _name(evaluation: Evaluation, target: float | str | None) -> str:
     return repr(evaluation.labels[int(target or 0)]) if evaluation.labels else str(target)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from edgesmith.tasks import Example, Task
+    from edgesmith.tasks import Example, Prediction, Task
 
 __all__ = ["NumberedRows", "RowData"]
 
@@ -94,13 +94,30 @@ class RowData:
         return batch
 
     def _labels(self, examples: Sequence[Example], batch: Mapping[str, Tensor]) -> Tensor:
-        labels_of = getattr(self.task, "token_labels", None)
         if self.readouts[1].items == "tokens":
-            if labels_of is None:
-                return torch.full_like(batch["input_ids"], IGNORED)
-            return torch.from_numpy(np.asarray(labels_of(examples), np.int64))
+            targets_of = getattr(self.task, "targets", None)
+            is_labelled_B = np.array([one.target is not None for one in examples])
+            labels_BL = np.full(batch["input_ids"].shape, IGNORED, np.int64)
+            if targets_of is not None and is_labelled_B.any():
+                arrays = {name: batch[name].numpy()[is_labelled_B] for name in self.task.input_names}
+                labels_BL[is_labelled_B] = targets_of([one for one in examples if one.target is not None], arrays)
+            return torch.from_numpy(labels_BL)
         targets = [one.target if isinstance(one.target, int) else IGNORED for one in examples]
         return torch.tensor(targets, dtype=torch.int64)
+
+    def predictions(self, items: NDArray[np.float32], rows: Sequence[int]) -> list[Prediction]:
+        """What the task says of some rows, given a classifier's answers to them."""
+        if self.readouts[1].items == "rows":
+            return self.task.decode({"logits": items}, {}, [self.examples[row] for row in rows])
+        found: list[Prediction] = []
+        for start in range(0, len(rows), _BATCH):
+            examples = [self.examples[row] for row in rows[start : start + _BATCH]]
+            arrays = self.task.encode(examples)
+            mask_BL = np.asarray(arrays["attention_mask"]).astype(bool)
+            logits_BLC = np.zeros((*mask_BL.shape, items.shape[1]), np.float32)
+            logits_BLC[mask_BL], items = items[: mask_BL.sum()], items[mask_BL.sum() :]
+            found += self.task.decode({"logits": logits_BLC}, arrays, examples)
+        return found
 
     def answers(self, model: PreTrainedModel, rows: Sequence[int], *, of_teacher: bool) -> NDArray[np.float32]:
         """Run a model, in evaluation mode: float32 of shape [num_items, width], in the order of `rows`."""

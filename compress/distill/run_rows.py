@@ -61,7 +61,8 @@ def distill_rows(
     targets = [one.target for one in data.examples[:num_from_file]]
     check_options(options, has_labels=any(one is not None for one in targets), items=data.readouts[1].items)
     check_tasks(data.teacher_task, data.task)
-    rows, held = hold_out(targets, options.train.validation, seed=work.seed, most=_MOST_VALIDATED)
+    labels = [one if isinstance(one, int) else None for one in targets]  # tags of tokens are no groups
+    rows, held = hold_out(labels, options.train.validation, seed=work.seed, most=_MOST_VALIDATED)
     rows += range(num_from_file, len(data.examples))
     batches = [
         data.readouts[0].inputs(data.collate([{"row": row} for row in rows[start : start + _CALIBRATION_BATCH]]))

@@ -64,13 +64,13 @@ def validate_rows(data: RowData, held: Sequence[int], cache: TeacherCache) -> Va
         )
     examples = [data.examples[row] for row in rows]
     metric = None
-    if items == "rows" and all(example.target is not None for example in examples):
+    if all(example.target is not None for example in examples):
         metric = data.task.metric()
 
     def score(answers_NC: NDArray[np.float32]) -> float:
         if metric is None:
             return float((answers_NC.argmax(axis=1) == theirs.argmax(axis=1)).mean())
-        return float(metric.compute(data.task.decode({"logits": answers_NC}, {}, examples), examples))
+        return float(metric.compute(data.predictions(answers_NC, rows), examples))
 
     teacher = None if metric is None else score(theirs)
 

@@ -31,7 +31,7 @@ __all__ = ["DistillStage"]
 _WINDOW = 256
 """Tokens of a window, where nobody says."""
 _ALL_WINDOWS = 1 << 30
-_LABEL_COLUMNS = ("label", "labels", "tags")
+_LABEL_COLUMNS = ("label", "labels", "entities")
 
 
 @dataclass(frozen=True, kw_only=True)

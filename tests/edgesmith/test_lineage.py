@@ -17,7 +17,9 @@ from edgesmith.api.prune import prune
 from edgesmith.api.vocabulary import trim_vocabulary
 from edgesmith.artifact import Artifact, Parent, open_artifact, read_artifact, write_artifact
 from edgesmith.cli.look import inspect
-from edgesmith.lineage import trace_steps
+from edgesmith.lineage import trace_lineage, trace_steps
+from edgesmith.pipeline import Made, TargetResult
+from edgesmith.pipeline.checkpoints import Checkpoints
 from edgesmith.recipe import DistillOptions, PruneOptions
 from edgesmith.release_table import steps_table
 from edgesmith.releases import ReleaseIndex, read_index
@@ -137,6 +139,16 @@ def test_an_index_keeps_the_steps_and_an_older_one_has_none(chain: tuple[Artifac
     (tmp_path / "release.json").write_text(older)
     assert read_index(tmp_path).steps == ()
     assert "How the model was made" not in to_markdown(build_report(tmp_path, ()))
+
+
+def test_the_line_of_an_artifact_names_what_each_step_did(chain: tuple[Artifact, ...]) -> None:
+    base, trimmed, _, student = chain
+    checkpoints = Checkpoints(original=base, teacher=trimmed, final=student, chain=chain)
+    target = TargetResult(name="phone", artifact=student, unquantized=None, baseline=base, previous=None, evidence={})
+    steps = trace_steps(chain)
+    line = trace_lineage(Made(checkpoints=checkpoints, targets=(target,)), target, steps)
+    assert [one.role for one in line[:3]] == ["phone", "student", "checkpoint"]
+    assert {one.digest: one.summary for one in line[:4]} == {step.digest: step.summary for step in steps}
 
 
 def test_the_table_of_a_run_has_sizes_before_and_after(chain: tuple[Artifact, ...]) -> None:

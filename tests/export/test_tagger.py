@@ -146,6 +146,5 @@ def test_a_quantized_tagger_finds_the_same_entities(exported: Path, data: Path, 
     assert after["entity_f1"] > before["entity_f1"] - 0.05
     facts = json.loads((made.path / "quantization.json").read_text())
     assert facts["bits_per_weight"] < 6 < facts["bits_per_weight_before_sharing"]
-    [answer] = api.predict(made.path, ["They met the minister in 1998."])
-    found = {(one["text"], one["label"]) for one in answer["entities"]}
-    assert ("1998", "NUM") in found
+    [answer] = api.predict(made.path, ["They met the minister in spring."])
+    assert ("the minister", "NP") in {(one["text"], one["label"]) for one in answer["entities"]}

@@ -29,8 +29,9 @@ __all__ = ["TOLERANCE", "prove_dimension", "relative_difference"]
 TOLERANCE = 1e-4
 """Largest difference of an output, relative to the largest value of it, that rounding in fp32 explains."""
 
-_VISIBLE = 10 * TOLERANCE
-"""What a permutation of a part of each group must change at least, or the proof would have no power."""
+_VISIBLE, _TIMES = 1e-5, 20
+"""What a permutation of a part of a group must change at least, and how many times as much as one of the whole
+group: or the proof would have no power."""
 _MOST_PRODUCERS = 4
 
 _Signature: TypeAlias = tuple[int, int, int]
@@ -87,7 +88,10 @@ class _Prover:
     def _check_power(self, group: Group) -> None:
         """A part of the group alone must change the outputs: else the whole would seem proven whatever it is."""
         part = tuple(axis for axis in group.axes if axis.site.side == "in") or group.axes[:1]
-        if len(part) < len(group.axes) and self._change([replace(group, axes=part)]) < _VISIBLE:
+        if len(part) == len(group.axes):
+            return
+        seen = self._change([replace(group, axes=part)])
+        if seen < _VISIBLE or seen < _TIMES * self._change([group]):
             raise UnsupportedError(
                 f"{type(self._model).__name__}: nothing can be said about {self._probed.dimension.label}: the outputs "
                 f"hardly depend on {part[0].site.description}",

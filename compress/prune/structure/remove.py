@@ -11,16 +11,18 @@ from torch import Tensor
 __all__ = ["Removal", "damped", "reconstruct", "removal_order"]
 
 _DAMPING = 1e-2
+_MOST_STEPS = 512
+"""Where more units go than this, several go at a time: a step costs as much as the Gram matrix is large."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Removal:
-    """In which order units go, and what each costs."""
+    """In which order units go, and what that costs."""
 
     order: tuple[int, ...]
     """Unit numbers, the first to go first; the ones not in it stay."""
     losses: tuple[float, ...]
-    """‖X·ΔWᵀ‖² that each adds, with all that stays corrected."""
+    """‖X·ΔWᵀ‖² that each step adds, with all that stays corrected; a step is one unit, of many several."""
 
 
 def removal_order(weight_OI: Tensor, gram_II: Tensor, units_UB: Tensor, num_removed: int) -> Removal:
@@ -43,22 +45,25 @@ def removal_order(weight_OI: Tensor, gram_II: Tensor, units_UB: Tensor, num_remo
     present = torch.ones(len(units_UB), dtype=torch.bool)
     order: list[int] = []
     losses: list[float] = []
-    for _ in range(num_removed):
+    at_once = -(-num_removed // _MOST_STEPS)
+    while len(order) < num_removed:
         scores = _scores(weight, inverse, units_UB)
         scores[~present] = torch.inf
-        unit = int(scores.argmin())
-        entries = units_UB[unit]
-        block = torch.linalg.inv(inverse[entries][:, entries])  # [B, B]
-        rows = inverse[entries]  # [B, I]
-        weight -= weight[:, entries] @ block @ rows
-        inverse -= rows.T @ block @ rows
+        units = scores.argsort(stable=True)[: min(at_once, num_removed - len(order))]
+        entries = units_UB[units].flatten()  # of S
+        rows = inverse[entries].clone()  # [S, I]
+        columns = weight[:, entries].clone()  # [O, S]
+        solved = torch.linalg.solve(rows[:, entries], rows)  # (H⁻¹_SS)⁻¹ H⁻¹_S:
+        change = torch.linalg.solve(rows[:, entries], columns.T)  # [S, O]
+        losses.append(max(float((columns.T * change).sum()), 0.0))
+        weight.addmm_(columns, solved, alpha=-1)
+        inverse.addmm_(rows.T, solved, alpha=-1)
         weight[:, entries] = 0
         inverse[entries, :] = 0
         inverse[:, entries] = 0
         inverse[entries, entries] = 1  # keeps the next inversions of blocks possible
-        present[unit] = False
-        order.append(unit)
-        losses.append(max(float(scores[unit]), 0.0))
+        present[units] = False
+        order += units.tolist()
     return Removal(order=tuple(order), losses=tuple(losses))
 
 

@@ -14,7 +14,17 @@ from bench.report.blocks import Noted
 from bench.report.data import Ancestor
 from bench.report.figures import count, show_percentiles, show_significant
 from bench.report.lineage import Branch, grow
-from bench.report.plots import Series, Spot, plot_ecdf, plot_histogram, plot_percentiles, plot_tradeoff, plot_verdict
+from bench.report.making import LearningCurve
+from bench.report.plots import (
+    Series,
+    Spot,
+    plot_ecdf,
+    plot_histogram,
+    plot_learning,
+    plot_percentiles,
+    plot_tradeoff,
+    plot_verdict,
+)
 from bench.report.svg import Frame, LinearScale, LogScale, TailScale
 from bench.stats.percentiles import bound_percentile
 from tests.bench.report import builders as built
@@ -92,6 +102,41 @@ def test_any_verdict_can_be_drawn(
         assert svg.count(">limit ") == 1
     else:
         assert estimate in (None, math.inf) or bound == math.inf
+
+
+@given(
+    losses=st.lists(st.one_of(st.just(0.0), finite), max_size=20),
+    metric=st.lists(finite, min_size=1, max_size=10),
+    teacher=st.one_of(st.none(), finite),
+    best=st.integers(0, 9),
+)
+def test_any_training_can_be_drawn(losses: list[float], metric: list[float], teacher: float | None, best: int) -> None:
+    curve = LearningCurve(
+        metric="a & b",
+        higher_is_better=True,
+        best_update=best,
+        teacher_metric=teacher,
+        updates=tuple(range(1, len(losses) + 1)),
+        losses={"loss": tuple(losses), "soft": tuple(losses)},
+        metric_updates=tuple(range(len(metric))),
+        metric_values=tuple(metric),
+    )
+    drawn = ElementTree.fromstring(plot_learning(curve))
+    marks = [one for one in drawn if one.attrib.get("class", "").startswith("ring")]
+    assert len(marks) == (best < len(metric))
+    assert "nan" not in plot_learning(curve)
+
+
+def test_the_kept_update_is_ringed_and_the_teacher_is_a_line() -> None:
+    curve = built.curve()
+    drawn = ElementTree.fromstring(plot_learning(curve))
+    [ring] = [one for one in drawn if one.attrib.get("class") == "ring a"]
+    dots = [one for one in drawn if one.attrib.get("class") == "dot a"]
+    kept = dots[curve.metric_updates.index(curve.best_update)]
+    assert (ring.attrib["cx"], ring.attrib["cy"]) == (kept.attrib["cx"], kept.attrib["cy"])
+    lines = [one for one in drawn if one.tag == "line" and one.attrib.get("class") == "series b thin"]
+    [height] = {line.attrib[end] for line in lines for end in ("y1", "y2")}
+    assert all(float(height) < float(dot.attrib["cy"]) for dot in dots)  # no student reaches it
 
 
 @pytest.mark.parametrize(("at_least", "first"), [(False, "zone-pass"), (True, "zone-fail")])

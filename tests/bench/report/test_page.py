@@ -72,6 +72,7 @@ def test_every_part_that_was_measured_has_its_heading(page: str) -> None:
     for wanted in (
         "Gates",
         "Targets",
+        "How the model was made",
         "Accuracy",
         "Latency, one client",
         "Latency at 50 requests a second",
@@ -92,7 +93,7 @@ def test_what_was_not_measured_is_absent() -> None:
     bare = ReleaseReport(title="bare", targets=(TargetReport(name="phone", artifact=built.subject("phone", 12)),))
     page, markdown = to_html(bare), to_markdown(bare)
     assert markdown.startswith("# bare: measured, no gates set")
-    for absent in ("Latency", "Accuracy", "Load test", "Throughput", "<figure", "nan", "None", "inf"):
+    for absent in ("Latency", "Accuracy", "How the model", "Load test", "Throughput", "<figure", "nan", "None", "inf"):
         assert absent not in page.split("</style>")[1]
         assert absent not in markdown
     assert "12.00" in markdown
@@ -241,7 +242,22 @@ def hostile_release() -> ReleaseReport:
         notes=(HOSTILE,),
     )
     return ReleaseReport(
-        title=HOSTILE, targets=(target,), versions={HOSTILE: HOSTILE}, command=HOSTILE, notes=(HOSTILE,)
+        title=HOSTILE,
+        targets=(target,),
+        versions={HOSTILE: HOSTILE},
+        command=HOSTILE,
+        notes=(HOSTILE,),
+        steps=tuple(
+            replace(
+                step,
+                name=HOSTILE,
+                summary=HOSTILE,
+                macs_of=HOSTILE,
+                notes=(HOSTILE,),
+                curve=built.curve(HOSTILE, parts=(HOSTILE,)),
+            )
+            for step in built.steps()
+        ),
     )
 
 
@@ -292,6 +308,34 @@ def test_json_holds_the_figures_of_every_target(release: ReleaseReport, tmp_path
     assert [one["scenario"] for one in first["latencies"]] == ["single", "server"]
     assert first["tensors"]["kinds"]["int8 weights"] == 10_764_288
     assert first["loads"][0]["num_failed"] > 0
+
+
+def test_every_step_stands_with_its_sizes_and_its_share_of_the_first(release: ReleaseReport, page: str) -> None:
+    markdown = to_markdown(release)
+    assert "| merge | the adapter folded into the base | 22,715,141 | 90.86 | – |" in markdown
+    assert "| 5,787,653 (25.5 %) | 23.15 (25.5 %) | 327.3 (22.8 %) |" in markdown
+    assert "multiply-accumulates of 128 tokens" in markdown
+    assert "- 2 heads of layer 3 stay: without them it would have none" in markdown
+    assert "| 375 (kept) | 0.953 |" in markdown
+    assert page.count("<title>Training: ") == 2
+    assert "perplexity from 1,834 to 21.37 at update 10,000 of 12,000, the teacher&#x27;s 19.02" in page
+    stored = release.to_json()["steps"]
+    assert [step["num_parameters"] for step in stored] == [step.num_parameters for step in release.steps]
+    assert stored[0]["curve"] is None
+    assert stored[3]["curve"]["metric_updates"] == (0, 75, 150, 225, 300, 375, 450)
+
+
+def test_of_many_evaluations_the_kept_one_is_in_the_table(release: ReleaseReport) -> None:
+    updates = tuple(range(0, 4000, 10))
+    many = replace(
+        built.curve(), best_update=1230, metric_updates=updates, metric_values=tuple(0.9 for _ in updates), losses={}
+    )
+    step = replace(release.steps[3], curve=many)
+    markdown = to_markdown(replace(release, steps=(step,)))
+    table = markdown[markdown.index("| update | accuracy |") :].split("\n\n")[0].splitlines()
+    assert len(table) == 2 + 12
+    assert "| 1,230 (kept) | 0.9 |" in table
+    assert (table[2], table[-1]) == ("| 0 | 0.9 |", "| 3,990 | 0.9 |")
 
 
 def test_no_figure_is_rounded_onto_its_limit() -> None:

@@ -25,8 +25,8 @@ def save_bert(folder: Path, *, model_class: str = "BertForSequenceClassification
     """A seeded BERT with its tokenizer."""
     vocab_size = save_tokenizer(folder, token_types=True)
     torch.manual_seed(seed)
+    named = {} if model_class == "BertModel" else {"id2label": sizes.pop("id2label", dict(enumerate(LABELS)))}
     chosen = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48, **sizes}
-    named = {} if model_class == "BertModel" else {"id2label": dict(enumerate(LABELS))}
     config = transformers.BertConfig(vocab_size=vocab_size, max_position_embeddings=64, **chosen, **named)
     model = getattr(transformers, model_class)(config)
     for name, parameter in model.named_parameters():

@@ -19,9 +19,10 @@ from compress.distill.rows import NumberedRows, RowData
 from compress.distill.run_rows import distill_rows
 from compress.load import load_model
 from compress.train.run import train
+from edgesmith.data import Row
 from edgesmith.errors import DataError, UsageError
 from edgesmith.progress import Progress
-from edgesmith.tasks import Example, sample_texts
+from edgesmith.tasks import Example, load_task, sample_texts
 from tests.compress.distill.conftest import options, row_data, save_bert, training, weights, work
 
 
@@ -207,6 +208,24 @@ def test_predictions_of_tokens_are_learnt_without_those_of_padding(classifier: P
     assert loss.num_items == num_tokens
     torch.testing.assert_close(loss.parts["soft"], (4 * (np.log(1 / 3) - logs)).mean(dim=1).sum())
     torch.testing.assert_close(loss.parts["hard"], -torch.log_softmax(logits, dim=-1)[:, 1].sum())
+
+
+def test_a_tagger_learns_tags_and_is_judged_by_its_entities(tmp_path: Path) -> None:
+    tags = ("O", "B-X", "I-X")
+    teacher = save_bert(tmp_path / "teacher", model_class="BertForTokenClassification", id2label=dict(enumerate(tags)))
+    task = load_task(teacher)
+    rows = [text.split() for text in sample_texts()[:48]]
+    values = [{"tokens": words, "labels": ["B-X", *("O" for _ in words[1:])]} for words in rows]
+    examples = [task.parse(Row(tmp_path, line, value), labelled=line < 40) for line, value in enumerate(values)]
+    data = row_data(teacher, examples=examples)
+    labels = data.collate([{"row": 3}, {"row": 44}])["labels"]
+    assert labels[0, :3].tolist() == [-100, 1, 0]
+    assert (labels[1] == -100).all()
+    result = distill(
+        teacher, tmp_path / "out", data=data, num_from_file=40, num_layers=1, hard=1.0, soft=0.0, train={"epochs": 6}
+    )
+    assert result.metric == "f1"
+    assert result.best_metric > 0.5 > result.first_metric
 
 
 class Constant:

@@ -83,7 +83,7 @@ class _Peeking(nn.Module):
         self.inner = inner
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        states = self.inner(hidden_states)
+        states: torch.Tensor = self.inner(hidden_states)
         return states + torch.arange(states.shape[-1]) * 0.1 * states[..., :1]
 
 

@@ -60,8 +60,28 @@ def test_corrected_weights_are_those_of_least_squares() -> None:
 def test_an_input_that_is_always_zero_goes_first_and_costs_nothing() -> None:
     weight, rows, _ = _problem(2, 6)
     rows[:, 4] = 0
-    removal = removal_order(weight, damped(rows.T @ rows), torch.arange(6)[:, None], 1)
+    gram = rows.T @ rows + 1e-9 * torch.eye(6, dtype=torch.float64)
+    removal = removal_order(weight, gram, torch.arange(6)[:, None], 1)
     assert removal.order == (4,)
+    assert removal.losses[0] < 1e-7
+
+
+def test_damping_makes_inputs_that_are_always_zero_invertible() -> None:
+    _, rows, _ = _problem(2, 6)
+    rows[:, 4] = 0
+    gram = rows.T @ rows
+    assert torch.linalg.matrix_rank(gram) == 5
+    assert torch.linalg.matrix_rank(damped(gram)) == torch.linalg.matrix_rank(damped(torch.zeros_like(gram))) == 6
+
+
+def test_many_units_go_several_at_a_time_and_their_losses_still_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compress.prune.structure.remove._MOST_STEPS", 2)
+    weight, rows, gram = _problem(4, 9)
+    removal = removal_order(weight, gram, torch.arange(9)[:, None], 5)
+    assert len(removal.losses) == 2
+    kept = [unit for unit in range(9) if unit not in removal.order]
+    assert len(kept) == 4
+    assert sum(removal.losses) == pytest.approx(_loss(weight, rows, kept), rel=1e-6)
 
 
 def test_a_copied_input_costs_nothing_once_weights_are_corrected() -> None:
