@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from compress.train.processes import is_leader
+from compress.train.processes import is_leader, num_processes
 from edgesmith.cli import main
 
 __all__: list[str] = []
@@ -39,6 +39,8 @@ def _run_silently() -> None:
 
 
 if __name__ == "__main__":
+    if num_processes() > 1:  # before torch is loaded: its hints at slow settings are for those who wrote the code
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if is_leader():
         main()
     else:

@@ -63,7 +63,7 @@ def import_zstandard() -> Any:
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             "the library `zstandard` is not installed; it packs, unpacks and measures downloads",
-            mend="Install it: pip install 'edgesmith[bench]'. Or choose an archive in .tar.gz.",
+            mend="Install it: pip install 'edgesmith[serve]' (or bench). Or choose an archive in .tar.gz.",
         ) from error
     return zstandard
 

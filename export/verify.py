@@ -323,4 +323,7 @@ def _shown(text: str) -> str:
 def _mend(precision: str) -> str:
     if precision == "fp32":
         return "The export is wrong for this model: do not ship it; report it with the checkpoint's config.json."
-    return "Set `smoothing: true`, keep layers in float with `exclude`, or calibrate on more real rows."
+    return (
+        "Set `smoothing: true`, raise `clusters` where they are set, keep layers in float with `exclude`, or calibrate "
+        "on more real rows."
+    )

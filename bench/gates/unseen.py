@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -36,10 +37,11 @@ class Unseen:
         fewest rows, a macro precision on the one that is answered most rarely, since every wrong answer of that name
         counts there too. A metric that is not known here is taken to hang on the smallest class alone.
         """
+        if any(isinstance(target, str) for target in evaluation.targets):  # entities: the row with most weighs most
+            counts = [len(json.loads(str(target))) for target in evaluation.targets]
+            weight = len(counts) * max(counts) / max(sum(counts), 1)
+            return cls(what="rows with entities", num_rows=len(counts), weight=max(weight, 1.0))
         rows = Counter(evaluation.targets)
-        if any(isinstance(target, str) for target in rows):  # what stands where in a text: no classes of rows
-            num_rows = sum(num for target, num in rows.items() if target not in (None, "[]"))
-            return cls(what="rows with an entity", num_rows=num_rows, weight=1.0)
         if metric not in CLASS_METRICS or evaluation.confusion is None:
             smallest = min(rows, key=lambda target: (rows[target], str(target)))
             return cls(what=f"class {_name(evaluation, smallest)}", num_rows=rows[smallest], weight=1.0)

@@ -14,7 +14,7 @@ from edgesmith.api.look import check, doctor, inspect, predict
 from edgesmith.api.measure import bench, eval, verify  # noqa: A004
 from edgesmith.api.prune import prune
 from edgesmith.api.recipes import init, plan, run, schema
-from edgesmith.api.serve import bundle, serve
+from edgesmith.api.serve import bundle, serve, unbundle
 from edgesmith.api.steps import export, merge, quantize
 from edgesmith.api.vocabulary import trim_vocabulary
 
@@ -42,5 +42,6 @@ __all__ = [
     "schema",
     "serve",
     "trim_vocabulary",
+    "unbundle",
     "verify",
 ]

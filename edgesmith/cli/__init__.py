@@ -128,7 +128,8 @@ _PANELS: Mapping[str, Mapping[Callable[..., None], str | tuple[str, ...]]] = {
             "edgesmith serve news:1=old news:2=new --split news=1:95,2:5 --record traffic.jsonl",
             "edgesmith serve news=release/server --on ray --replicas 4",
         ),
-        serve.bundle: "edgesmith bundle news=release/server --runtime -o box.tar.gz",
+        serve.bundle: "edgesmith bundle news=release/server --runtime -o box.tar.zst",
+        serve.unbundle: "edgesmith unbundle box.tar.zst -o box",
     },
     "Judge": {
         judge.gate: "edgesmith gate release/server --gates recipe.yaml --junit verdicts.xml",

@@ -121,7 +121,9 @@ class Recipe(Strict):
     """Of this format."""
     name: Name
     """Names the output folder."""
-    task: Literal["text-classification", "feature-extraction", "image-classification", "text-generation"]
+    task: Literal[
+        "text-classification", "token-classification", "feature-extraction", "image-classification", "text-generation"
+    ]
     """What the model does: decides model class, pre-processing and metrics."""
     model: ModelRef
     data: DataRefs

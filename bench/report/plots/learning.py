@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from bench.report.figures import show_significant
 from bench.report.making import LearningCurve
 from bench.report.plots.legend import LEGEND_LINE, break_legend, draw_legend
-from bench.report.svg import Canvas, Frame, LinearScale, LogScale
+from bench.report.svg import Canvas, Frame, LinearScale, LogScale, Scale
 
 __all__ = ["plot_learning"]
 
@@ -15,7 +15,7 @@ _METRIC = Frame(left=52.0, top=24, bottom=132)
 _LOSS = Frame(left=52.0, top=168, bottom=268)
 _COLOURS = ("k2", "k1", "k3", "k5", "k7", "k4", "k6")
 _LOG_RATIO = 30.0
-"""Between the largest and the smallest loss; from it on the axis is logarithmic."""
+"""Between the largest value and the smallest; from it on the axis is logarithmic."""
 _DECADES = 1e4
 
 
@@ -41,9 +41,7 @@ def plot_learning(curve: LearningCurve) -> str:
 
 def _draw_metric(canvas: Canvas, curve: LearningCurve, x: LinearScale, *, is_alone: bool) -> None:
     values = [*curve.metric_values, *([] if curve.teacher_metric is None else [curve.teacher_metric])]
-    low, high = min(values), max(values)
-    pad = 0.18 * (high - low) or 0.05 * abs(high) or 1.0
-    y = LinearScale(low - pad, high + pad, _METRIC.bottom, _METRIC.top, num_ticks=4)
+    y = _metric_scale(min(values), max(values))
     if is_alone:
         canvas.axes(x, y, _METRIC, x_title="update", y_title=curve.metric)
     else:  # the axis below is the losses' too
@@ -53,7 +51,8 @@ def _draw_metric(canvas: Canvas, curve: LearningCurve, x: LinearScale, *, is_alo
         canvas.text(2, _METRIC.top - 11, curve.metric, name="label title")
     places = [(x(update), y(value)) for update, value in _metric_points(curve)]
     if curve.teacher_metric is not None:
-        canvas.line(_METRIC.left, y(curve.teacher_metric), _METRIC.right, y(curve.teacher_metric), "series b thin")
+        ends = [(end, y(curve.teacher_metric)) for end in (_METRIC.left, _METRIC.right)]
+        canvas.path(ends, "series b thin")
     canvas.path(places, "series a")
     for (update, value), (at_x, at_y) in zip(_metric_points(curve), places, strict=True):
         canvas.circle(at_x, at_y, 2.6, "dot a", f"update {update:,}: {curve.metric} {show_significant(value)}")
@@ -76,6 +75,15 @@ def _draw_metric(canvas: Canvas, curve: LearningCurve, x: LinearScale, *, is_alo
         _label(canvas, f"teacher {show_significant(curve.teacher_metric)}", spots, "label strong b")
 
 
+def _metric_scale(low: float, high: float) -> Scale:
+    """With room for labels above and below; logarithmic where it fell far, as a perplexity does."""
+    if low > 0 and high / low > _LOG_RATIO:
+        room = (high / low) ** 0.15
+        return LogScale(low / room, high * room, _METRIC.bottom, _METRIC.top, num_ticks=5)
+    pad = 0.18 * (high - low) or 0.05 * abs(high) or 1.0
+    return LinearScale(low - pad, high + pad, _METRIC.bottom, _METRIC.top, num_ticks=4)
+
+
 def _label(canvas: Canvas, text: str, places: Sequence[tuple[float, float, str]], name: str) -> None:
     canvas.label(text, places, name, _METRIC)
 
@@ -84,7 +92,7 @@ def _around(x: float, y: float) -> list[tuple[float, float, str]]:
     """Places for the label of a dot."""
     anchors = ((0.0, "middle"), (9.0, "start"), (-9.0, "end"))
     near = [(x + shift, y + below, anchor) for below in (-9.0, 18.0) for shift, anchor in anchors]
-    return [*near, (x + 9, y + 34, "start"), (x - 9, y + 34, "end"), (x + 9, y - 25, "start"), (x - 9, y - 25, "end")]
+    return [*near, *((x + shift, y + far, anchor) for far in (-25.0, 34.0, -41.0) for shift, anchor in anchors)]
 
 
 def _metric_points(curve: LearningCurve) -> list[tuple[int, float]]:
@@ -94,7 +102,7 @@ def _metric_points(curve: LearningCurve) -> list[tuple[int, float]]:
 def _draw_losses(canvas: Canvas, curve: LearningCurve, x: LinearScale, styles: dict[str, str]) -> None:
     values = [value for name in styles for value in curve.losses[name]]
     positive = [value for value in values if value > 0]
-    y: LinearScale | LogScale
+    y: Scale
     if positive and max(positive) / min(positive) > _LOG_RATIO and min(values) >= 0:
         high = max(positive)
         y = LogScale(max(min(positive), high / _DECADES) / 1.2, high * 1.2, _LOSS.bottom, _LOSS.top, num_ticks=5)

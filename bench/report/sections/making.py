@@ -15,6 +15,10 @@ __all__ = ["show_making"]
 
 _MAX_ROWS = 12
 """Of a training's evaluations."""
+_CHOSEN = (
+    "Training rows that were held back chose the weights, so their figure flatters a little; "
+    "the gates are judged on other rows."
+)
 
 
 def show_making(report: ReleaseReport) -> Section | None:
@@ -23,9 +27,12 @@ def show_making(report: ReleaseReport) -> Section | None:
         return None
     blocks: list[Block] = [*_steps(report.steps)]
     blocks += [Items(step.notes) for step in report.steps if step.notes]
-    for step in report.steps:
-        if step.curve is not None and step.curve.metric_values:
-            blocks += _training(step, step.curve)
+    trained = [(step, step.curve) for step in report.steps if step.curve is not None and step.curve.metric_values]
+    if trained:
+        blocks.append(Text(_CHOSEN))
+    for step, curve in trained:
+        caption = f"{step.name}: {curve.metric} of the model in training, and its losses, by update."
+        blocks += [Figure(caption=caption, svg=plot_learning(curve)), _evaluations(curve)]
     return Section(title="How the model was made", blocks=tuple(blocks))
 
 
@@ -60,29 +67,18 @@ def _of(text: str, value: int, first: int | None) -> Cell:
     return text if not first or value == first else Noted(text, f"{100 * value / first:.1f} %")
 
 
-def _training(step: ModelStep, curve: LearningCurve) -> list[Block]:
-    """The curve and its evaluations."""
-    said = "Training rows that were held back chose the weights, so their figure flatters a little; "
-    caption = f"{step.name}: {curve.metric} of the model in training, and its losses, by update."
-    return [
-        Text(f"{said}the gates are judged on other rows."),
-        Figure(caption=caption, svg=plot_learning(curve)),
-        _evaluations(curve),
-    ]
-
-
 def _evaluations(curve: LearningCurve) -> Table:
     losses = {name: dict(zip(curve.updates, values, strict=True)) for name, values in curve.losses.items()}
     points = list(zip(curve.metric_updates, curve.metric_values, strict=True))
     rows: list[tuple[Cell | None, ...]] = [
         (
-            f"{update:,} (kept)" if update == curve.best_update else f"{update:,}",
+            Noted(f"{update:,}", "kept") if update == curve.best_update else f"{update:,}",
             show_significant(value),
-            *(None if update not in found else show_significant(found[update]) for found in losses.values()),
+            *(None if update not in found else show_significant(found[update], 3) for found in losses.values()),
         )
         for update, value in _spread(points, curve.best_update)
     ]
-    table = keep_filled(("update", curve.metric, *losses), rows)
+    table = keep_filled(("update", curve.metric, *losses), rows, num_text=0)
     assert table is not None  # every row has its metric
     return table
 

@@ -224,7 +224,7 @@ def test_a_tagger_learns_tags_and_is_judged_by_its_entities(tmp_path: Path) -> N
     result = distill(
         teacher, tmp_path / "out", data=data, num_from_file=40, num_layers=1, hard=1.0, soft=0.0, train={"epochs": 6}
     )
-    assert result.metric == "f1"
+    assert result.metric == "entity_f1"
     assert result.best_metric > 0.5 > result.first_metric
 
 
