@@ -10,7 +10,7 @@ from edgesmith.units import format_bytes
 
 __all__ = ["release_table", "steps_table"]
 
-_STEP_COLUMNS = ("checkpoint", "parameters", "weights", "MACs a row", "what it did")
+_STEP_COLUMNS = ("checkpoint", "parameters", "weights", "MACs a row")
 _GRAPH_COLUMNS = ("artifact", "model size", "smaller", "metric", "value", "baseline", "CPU a request", "faster")
 _LANGUAGE_COLUMNS = ("artifact", "model size", "smaller", "perplexity", "ratio", "mean KLD", "same top", "tokens/s")
 
@@ -26,7 +26,6 @@ def steps_table(steps: Sequence[ModelStep]) -> tuple[tuple[str, ...], list[tuple
                 _change(f"{before.num_parameters:,}", f"{step.num_parameters:,}"),
                 _change(format_bytes(before.weights_bytes), format_bytes(step.weights_bytes)),
                 "" if step.macs is None else f"{step.macs / 1e6:,.1f} M",
-                step.summary,
             )
         )
     return _STEP_COLUMNS, rows

@@ -66,7 +66,7 @@ class _Merge(StepFacts):
 
     @property
     def summary(self) -> str:
-        weighted = [f"{weight:g}" for weight in self.weights if weight != 1]
+        weighted = [f"{weight:g}" for weight in self.weights] if set(self.weights) != {1.0} else []
         folded = f"{len(self.weights)} adapters" if len(self.weights) > 1 else "the adapter"
         return f"{folded} folded into the base" + (f", weights {', '.join(weighted)}" if weighted else "")
 

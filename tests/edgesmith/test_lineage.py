@@ -121,6 +121,30 @@ def test_facts_of_another_version_are_left_out_and_sizes_counted(chain: tuple[Ar
     assert step.num_parameters == trace_steps(chain)[-1].num_parameters
 
 
+def test_zeros_are_counted_and_change_no_size(chain: tuple[Artifact, ...], tmp_path: Path) -> None:
+    with quiet():
+        sparse, _ = prune(chain[0].path, out=tmp_path / "out", options=PruneOptions(method="magnitude", sparsity=0.5))
+    given, pruned = trace_steps([chain[0], sparse])
+    facts = json.loads((sparse.path / "pruning.json").read_text())
+    assert pruned.summary.startswith(f"magnitude, sparsity 0.5: {facts['num_zeros'] / 1e3:.1f} k of")
+    assert f"({100 * facts['model_sparsity']:.1f} %)" in pruned.summary
+    assert (given.num_parameters, given.macs) == (pruned.num_parameters, None)
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [([1.0], "the adapter folded into the base"), ([1.0, 0.5], "2 adapters folded into the base, weights 1, 0.5")],
+)
+def test_a_merge_says_what_was_folded_in(
+    chain: tuple[Artifact, ...], tmp_path: Path, weights: list[float], said: str
+) -> None:
+    shutil.copytree(chain[0].path, tmp_path / "merged")
+    options: dict[str, Any] = {"weights": weights, "dequantize": False}
+    [step] = trace_steps([write_artifact(tmp_path / "merged", kind="checkpoint", step="merge", options=options)])
+    assert step.summary == said
+    assert step.num_parameters == trace_steps(chain)[0].num_parameters
+
+
 def test_a_checkpoint_without_steps_has_nothing_to_tell(chain: tuple[Artifact, ...]) -> None:
     assert trace_steps(chain[:1]) == ()
     assert trace_steps([]) == ()

@@ -19,6 +19,7 @@ _CHOSEN = (
     "Training rows that were held back chose the weights, so their figure flatters a little; "
     "the gates are judged on other rows."
 )
+_NEARER = " Among figures that differ by less than their noise, the weights nearer to the teacher's answers were kept."
 
 
 def show_making(report: ReleaseReport) -> Section | None:
@@ -29,7 +30,7 @@ def show_making(report: ReleaseReport) -> Section | None:
     blocks += [Items(step.notes) for step in report.steps if step.notes]
     trained = [(step, step.curve) for step in report.steps if step.curve is not None and step.curve.metric_values]
     if trained:
-        blocks.append(Text(_CHOSEN))
+        blocks.append(Text(f"{_CHOSEN}{_NEARER}" if any(_is_matched(curve) for _, curve in trained) else _CHOSEN))
     for step, curve in trained:
         caption = f"{step.name}: {curve.metric} of the model in training, and its losses, by update."
         blocks += [Figure(caption=caption, svg=plot_learning(curve)), _evaluations(curve)]
@@ -65,6 +66,12 @@ def _steps(steps: Sequence[ModelStep]) -> list[Block]:
 def _of(text: str, value: int, first: int | None) -> Cell:
     """A figure, with its share of the first one where it is another."""
     return text if not first or value == first else Noted(text, f"{100 * value / first:.1f} %")
+
+
+def _is_matched(curve: LearningCurve) -> bool:
+    """Whether an earlier or better evaluation than the kept one was passed over."""
+    first = (max if curve.higher_is_better else min)(curve.metric_values)
+    return curve.metric_updates[curve.metric_values.index(first)] != curve.best_update
 
 
 def _evaluations(curve: LearningCurve) -> Table:

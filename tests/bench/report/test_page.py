@@ -325,6 +325,13 @@ def test_every_step_stands_with_its_sizes_and_its_share_of_the_first(release: Re
     assert stored[3]["curve"]["metric_updates"] == (0, 75, 150, 225, 300, 375, 450)
 
 
+def test_a_passed_over_evaluation_is_explained(release: ReleaseReport) -> None:
+    later = replace(built.curve(), best_update=450)
+    step = replace(release.steps[3], curve=later)
+    assert "nearer to the teacher" in to_markdown(replace(release, steps=(step,)))
+    assert "nearer to the teacher" not in to_markdown(release)
+
+
 def test_of_many_evaluations_the_kept_one_is_in_the_table(release: ReleaseReport) -> None:
     updates = tuple(range(0, 4000, 10))
     many = replace(
