@@ -1,1 +1,1 @@
-"""Stages that make a checkpoint or a graph smaller: merge, quantize."""
+"""Stages that make a model smaller: merge, trim the vocabulary, prune, distill, quantize."""

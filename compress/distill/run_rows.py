@@ -13,7 +13,7 @@ from compress.distill.rows import NumberedRows, RowData
 from compress.distill.run import Work, check_options, run, with_defaults
 from compress.distill.split import hold_out
 from compress.distill.validate import validate_rows
-from edgesmith.errors import UsageError
+from edgesmith.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from edgesmith.recipe import DistillOptions
@@ -94,6 +94,16 @@ def distill_rows(
         num_validated=len(held),
         teacher_cache_bytes=cache.size_bytes,
     )
+
+
+def _check_classes(targets: Sequence[object]) -> None:
+    """Refuse rows of one class: a student would learn to say nothing else, and its accuracy would be perfect."""
+    known = {target for target in targets if isinstance(target, int)}
+    if len(known) == 1 and len(targets) > 1 and all(isinstance(target, int) for target in targets):
+        raise DataError(
+            f"all {len(targets):,} training rows have the same label, number {known.pop()}",
+            mend="Give rows of all classes; a file that is sorted by class may have been cut.",
+        )
 
 
 def check_tasks(teacher: Task, student: Task) -> None:

@@ -93,7 +93,7 @@ def run(
 
 def _show_run(result: Any) -> None:
     from edgesmith import console
-    from edgesmith.release_table import release_table
+    from edgesmith.release_table import release_table, steps_table
     from edgesmith.units import format_seconds
 
     steps = [
@@ -101,6 +101,8 @@ def _show_run(result: Any) -> None:
         for step in result.steps
     ]
     console.print_table(("step", "does", "", "time"), steps)
+    if result.model_steps:
+        console.print_table(*steps_table(result.model_steps))
     console.print_table(*release_table(result.targets))
     for target in result.targets:
         if result.is_judged and not target.verdicts:
