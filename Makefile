@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Options for pytest: `make test PYTEST=tests/compress`, `make test PYTEST='-k merge -x'`.
 PYTEST ?=
 
-.PHONY: help setup demo demo-llm test check lint bench simulate bench-duet bench-load bench-gguf bench-serve clean
+.PHONY: help setup demo demo-llm test check lint bench simulate bench-duet bench-load bench-gguf bench-serve bench-compress demo-small clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ demo: $(READY)  ## fine-tune MiniLM on news texts, then: merge, export, quantize
 
 demo-llm: $(READY)  ## fine-tune SmolLM2 on a novel, then: merge, GGUF Q4_K_M and int4 ONNX, verify, measure, judge, write
 	@examples/novel/run.sh
+
+demo-small: $(READY)  ## the demo's model in a tenth of the size: trimmed, pruned, distilled, int8, through the same gates (8 min)
+	@examples/news/small.sh
 
 test: $(READY) $(CLIENTS)  ## run all tests, the slow ones too, two files at a time
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
@@ -66,6 +69,9 @@ bench-gguf: $(READY)  ## quality, size and speed of GGUF types, importance matri
 
 bench-serve: $(READY) $(CLIENTS) .venv-peers/.ready  ## what the server costs, and how it fails: beside other servers (60 min)
 	@PYTHONPATH=. $(BIN)/python tools/measure_serve.py
+
+bench-compress: $(READY)  ## what trimming, pruning and distilling save and cost: news, pictures, SmolLM2 (2 h)
+	@PYTHONPATH=. $(BIN)/python tools/measure_compress.py
 
 clean:  ## remove what was made here (not .venv, not the caches below ~/.cache/edgesmith)
 	@rm -rf out build dist *.egg-info examples/*/{data,work,out}

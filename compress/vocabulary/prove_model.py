@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from compress.checkpoint import read_json
 from compress.load import load_model
 from edgesmith.errors import VerificationError
 
@@ -81,7 +82,7 @@ def prove_model(
     Raises:
         VerificationError: an output differs by more than rounding explains.
     """
-    windows = _windows(tokens, len(kept))
+    windows = _windows(tokens, len(kept), _longest(before))
     is_bare = model_class.__name__.endswith("Model") and not model_class.__name__.endswith("LMHeadModel")
     kind = _Kind(model_class.__name__, ("last_hidden_state",) if is_bare else ("logits",))
     expected, lost = _run(before, kind, torch.from_numpy(kept)[windows], kept)
@@ -104,9 +105,17 @@ def prove_model(
     return proof
 
 
-def _windows(tokens: NDArray[np.int64], num_kept: int) -> Tensor:
-    """Cut text into windows, evenly spread, of shape [num, length]."""
-    length = min(_WINDOW, len(tokens))
+def _longest(folder: Path) -> int:
+    """Tokens that the model can read at once, as far as a window needs them."""
+    config = read_json(folder / "config.json")
+    limits = [config.get(name) for name in ("max_position_embeddings", "n_positions")]
+    # Two fewer: RoBERTa's kin number positions from behind the padding token's id, which is 1.
+    return min([_WINDOW, *(max(limit - 2, 1) for limit in limits if isinstance(limit, int) and limit > 0)])
+
+
+def _windows(tokens: NDArray[np.int64], num_kept: int, longest: int) -> Tensor:
+    """Cut text into windows of at most so many tokens, evenly spread, of shape [num, length]."""
+    length = min(longest, len(tokens))
     most = max(1, min(_MAX_WINDOWS, _MAX_VALUES // (num_kept * length), len(tokens) // length))
     starts = np.arange(most) * ((len(tokens) - length) // max(1, most - 1) if most > 1 else 0)
     return torch.from_numpy(np.stack([tokens[start : start + length] for start in starts]).astype(np.int64))

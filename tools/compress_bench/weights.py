@@ -28,7 +28,7 @@ def measure_weights(work: Path) -> Part:
             facts = edgesmith("prune", checkpoint, "--method", method, f"--{option}", size, "--data", TRAIN, "-o", out)[
                 "pruning"
             ]
-            found[method, size] = perplexity(out)["estimate"]
+            found[method, size] = perplexity(out)["value"]
             bound = facts["model_bytes"] + facts["block_bytes"] + facts["calibration_bytes"]
             part.rows.append(
                 [
