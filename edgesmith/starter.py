@@ -56,8 +56,8 @@ _ENCODER_STEPS = """\
   - distill: {distill}   # what is left learns from the whole model{labels}"""
 
 _CNN_STEPS = """\
-  - prune: {{importance: taylor, max_macs: 0.5}}   # half the multiply-accumulates, in whole channels
-  - distill: {{hard: 0.5}}   # what is left learns from the whole model, and from the labels"""
+  - prune: {{importance: taylor, max_macs: 0.5, multiple_of: 16}}   # half of the work, in whole channels
+  - distill: {{hard: 0.5, train: {{batch_size: 64, learning_rate: 0.001}}}}   # learns from the whole, and the labels"""
 
 _LANGUAGE_TEMPLATE = """\
   eval: {data}   # held-out text; perplexity and divergence are judged on it

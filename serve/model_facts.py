@@ -65,7 +65,7 @@ def _model(model: Model) -> dict[str, Any]:
         "parents": [{"role": one.role, "digest": one.digest} for one in manifest.parents],
         "is_language_model": signature is None,
         "has_task": task is not None,
-        "labels": list(getattr(task, "labels", ())),
+        "labels": list(getattr(task, "labels", getattr(task, "tags", ()))),
     }
     if model.spec.threads is not None:
         said["threads"] = model.spec.threads

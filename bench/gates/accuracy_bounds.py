@@ -282,12 +282,17 @@ def _metric_of_indices(evaluation: Evaluation, metric: str) -> Callable[[Indices
     """The metric as a function of which examples are drawn."""
     from bench.language.metrics import CORPUS_METRICS, corpus_metric
     from edgesmith.tasks import Example, get_task
+    from edgesmith.tasks.scoring import ratio_of_sums
 
     if metric in CORPUS_METRICS:
         return corpus_metric(metric, [one["statistics"][metric] for one in evaluation.predictions])
-    compute = get_task(evaluation.task).metrics[metric].compute
+    known = get_task(evaluation.task).metrics[metric]
     examples = [Example(text="", target=target) for target in evaluation.targets]
     predictions = evaluation.predictions
+    if known.ratio is not None:
+        terms = known.ratio(predictions, examples)
+        return lambda indices: ratio_of_sums(terms[indices])
+    compute = known.compute
     return lambda indices: compute(
         [predictions[index] for index in indices.tolist()], [examples[index] for index in indices.tolist()]
     )

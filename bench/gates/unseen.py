@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bench.accuracy import Evaluation
 from bench.stats.confusion import CLASS_METRICS, losses_per_row
+from edgesmith.tasks import TASKS, Example
 
 __all__ = ["Unseen"]
 
@@ -37,10 +40,10 @@ class Unseen:
         fewest rows, a macro precision on the one that is answered most rarely, since every wrong answer of that name
         counts there too. A metric that is not known here is taken to hang on the smallest class alone.
         """
-        if any(isinstance(target, str) for target in evaluation.targets):  # entities: the row with most weighs most
-            counts = [len(json.loads(str(target))) for target in evaluation.targets]
-            weight = len(counts) * max(counts) / max(sum(counts), 1)
-            return cls(what="rows with entities", num_rows=len(counts), weight=max(weight, 1.0))
+        known = TASKS[evaluation.task].metrics.get(metric) if evaluation.task in TASKS else None
+        if known is not None and known.ratio is not None:
+            examples = [Example("", target=target) for target in evaluation.targets]
+            return cls._of_ratio(known.ratio(evaluation.predictions, examples)[:, 1])
         rows = Counter(evaluation.targets)
         if metric not in CLASS_METRICS or evaluation.confusion is None:
             smallest = min(rows, key=lambda target: (rows[target], str(target)))
@@ -54,6 +57,16 @@ class Unseen:
         worst = max(rows, key=lambda target: (losses[int(target or 0)], -rows[target]))
         weight = float(losses.max()) * rows[worst]
         return cls(what=f"class {_name(evaluation, worst)}", num_rows=rows[worst], weight=weight)
+
+    @classmethod
+    def _of_ratio(cls, parts: NDArray[np.float64]) -> Unseen:
+        """Rows that take part in a ratio by what is counted in each, such as entities or words.
+
+        A row that has most of it weighs most: where all that was right in it turns wrong, the metric loses its part.
+        """
+        total = float(parts.sum())
+        weight = len(parts) * float(parts.max()) / total if total else 1.0
+        return cls(what="any kind", num_rows=len(parts), weight=weight)
 
     def bound(self, confidence: float) -> float:
         """Bound the loss that may be hidden, in the metric's unit, at most 1."""

@@ -67,6 +67,8 @@ def validate_rows(data: RowData, held: Sequence[int], cache: TeacherCache) -> Va
     if all(example.target is not None for example in examples):
         metric = data.task.metric()
 
+    has_noise = metric is None or metric.per_example is not None or metric.ratio is not None
+
     def score(answers_NC: NDArray[np.float32]) -> float:
         if metric is None:
             return float((answers_NC.argmax(axis=1) == theirs.argmax(axis=1)).mean())
@@ -79,7 +81,7 @@ def validate_rows(data: RowData, held: Sequence[int], cache: TeacherCache) -> Va
         error = max(_SMALLEST_ERROR, 1.0 - (teacher if teacher is not None else 1.0))
         return Score(
             metric=score(answers_NC),
-            noise=math.sqrt(error * (1.0 - error) / len(rows)) if metric is None or metric.per_example else 0.0,
+            noise=math.sqrt(error * (1.0 - error) / len(rows)) if has_noise else 0.0,
             distance=_mean_divergence(answers_NC, theirs),
         )
 

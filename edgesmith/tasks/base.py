@@ -67,12 +67,15 @@ class Metric:
         compute: Predictions and examples, in the same order → the figure.
         per_example: Predictions and examples → float64 of shape [num_examples] whose mean is the figure, for
             paired comparison of two artifacts; None where no such decomposition exists.
+        ratio: Predictions and examples → float64 of shape [num_examples, 2]: the figure is the sum of the first
+            column over that of the second, 1 where that is 0; None where no such decomposition exists.
     """
 
     name: str
     higher_is_better: bool
     compute: Callable[[Sequence[Prediction], Sequence[Example]], float]
     per_example: Callable[[Sequence[Prediction], Sequence[Example]], NDArray[np.float64]] | None = None
+    ratio: Callable[[Sequence[Prediction], Sequence[Example]], NDArray[np.float64]] | None = None
 
 
 class Task(ABC):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
-__all__ = ["OUTSIDE", "Span", "entity_f1", "join_tags", "kind_of", "tag_words"]
+__all__ = ["OUTSIDE", "Span", "entity_counts", "join_tags", "kind_of", "tag_words"]
 
 OUTSIDE = "O"
 """The tag of a word that belongs to no entity."""
@@ -68,15 +68,14 @@ def tag_words(words: Sequence[tuple[int, int]], spans: Iterable[Span]) -> list[s
     return tags
 
 
-def entity_f1(right: Sequence[Iterable[Span]], said: Sequence[Iterable[Span]]) -> float:
-    """F1 over the entities of all texts: one is found where its characters and its kind are right.
+def entity_counts(right: Sequence[Iterable[Span]], said: Sequence[Iterable[Span]]) -> list[tuple[int, int]]:
+    """Of each text, twice the entities that are right, and those that there are and that were said together.
 
-    Returns:
-        2·TP / (number right + number said); 1 where there is none of either.
+    F1 over many texts is the sum of the first over the sum of the second. An entity is right where its characters
+    and its kind are.
 
-    >>> entity_f1([[(0, 3, "PER"), (4, 7, "LOC")]], [[(0, 3, "PER"), (4, 6, "LOC")]])
-    0.5
+    >>> entity_counts([[(0, 3, "PER"), (4, 7, "LOC")]], [[(0, 3, "PER"), (4, 6, "LOC")]])
+    [(2, 4)]
     """
     pairs = [(set(ours), set(theirs)) for ours, theirs in zip(right, said, strict=True)]
-    total = sum(len(ours) + len(theirs) for ours, theirs in pairs)
-    return 2 * sum(len(ours & theirs) for ours, theirs in pairs) / total if total else 1.0
+    return [(2 * len(ours & theirs), len(ours) + len(theirs)) for ours, theirs in pairs]

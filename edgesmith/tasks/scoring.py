@@ -13,6 +13,7 @@ __all__ = [
     "pearson_terms",
     "precision_macro",
     "rank",
+    "ratio_of_sums",
     "recall_macro",
     "softmax",
     "spearman",
@@ -134,3 +135,13 @@ def _mean_above(x: Floats, weights: Floats) -> Floats:
 
 def _centred(terms: Floats, mean: float) -> Floats:
     return np.asarray(terms - terms.mean() + mean, np.float64)
+
+
+def ratio_of_sums(terms_N2: Floats) -> float:
+    """Sum of the first column over that of the second; 1 where there is nothing to get right.
+
+    >>> ratio_of_sums(np.array([[1, 2], [2, 2]])), ratio_of_sums(np.array([[0, 0]]))
+    (0.75, 1.0)
+    """
+    got, possible = terms_N2.sum(axis=0).tolist()
+    return float(got / possible) if possible else 1.0

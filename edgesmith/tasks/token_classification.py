@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -14,7 +14,7 @@ from edgesmith.data import Row
 from edgesmith.errors import ArtifactError, DataError
 from edgesmith.tasks import scoring
 from edgesmith.tasks.base import Arrays, Example, Metric, Prediction, TaskInput, as_example
-from edgesmith.tasks.entities import OUTSIDE, Span, entity_f1, join_tags, kind_of, tag_words
+from edgesmith.tasks.entities import OUTSIDE, Span, entity_counts, join_tags, kind_of, tag_words
 from edgesmith.tasks.folder import checked_columns, read_json_object, read_task_json
 from edgesmith.tasks.tagged_rows import read_tagged
 from edgesmith.tasks.text_task import TextTask
@@ -38,19 +38,25 @@ def _spans(examples: Sequence[Example]) -> list[list[Span]]:
     return found
 
 
-def _f1(predictions: Sequence[Prediction], examples: Sequence[Example]) -> float:
+def _entity_terms(predictions: Sequence[Prediction], examples: Sequence[Example]) -> NDArray[np.float64]:
     said = [[(one["start"], one["end"], one["label"]) for one in answer["entities"]] for answer in predictions]
-    return entity_f1(_spans(examples), said)
+    return np.array(entity_counts(_spans(examples), said), np.float64)
 
 
-def _token_accuracy(predictions: Sequence[Prediction], examples: Sequence[Example]) -> float:
-    right = total = 0
+def _token_terms(predictions: Sequence[Prediction], examples: Sequence[Example]) -> NDArray[np.float64]:
+    terms = []
     for answer, spans in zip(predictions, _spans(examples), strict=True):
-        words = [(start, end) for start, end, _ in answer["words"]]
-        tags = tag_words(words, spans)
-        total += len(words)
-        right += sum(_same(tag, said) for tag, (_, _, said) in zip(tags, answer["words"], strict=True))
-    return right / total if total else 1.0
+        tags = tag_words([(start, end) for start, end, _ in answer["words"]], spans)
+        right = sum(_same(tag, said) for tag, (_, _, said) in zip(tags, answer["words"], strict=True))
+        terms.append((right, len(tags)))
+    return np.array(terms, np.float64)
+
+
+def _metric(name: str, terms: Callable[[Sequence[Prediction], Sequence[Example]], NDArray[np.float64]]) -> Metric:
+    def compute(predictions: Sequence[Prediction], examples: Sequence[Example]) -> float:
+        return scoring.ratio_of_sums(terms(predictions, examples))
+
+    return Metric(name=name, higher_is_better=True, compute=compute, ratio=terms)
 
 
 def _same(tag: str, said: str) -> bool:
@@ -72,8 +78,8 @@ class TokenClassification(TextTask):
     column_names: ClassVar[tuple[str, ...]] = ("tokens", "labels", "text", "entities")
     default_metric: ClassVar[str] = "entity_f1"
     metrics: ClassVar[Mapping[str, Metric]] = {
-        "entity_f1": Metric(name="entity_f1", higher_is_better=True, compute=_f1),
-        "token_accuracy": Metric(name="token_accuracy", higher_is_better=True, compute=_token_accuracy),
+        "entity_f1": _metric("entity_f1", _entity_terms),
+        "token_accuracy": _metric("token_accuracy", _token_terms),
     }
 
     def __init__(self, encoder: TextEncoder, tags: Sequence[str], columns: Mapping[str, str] | None = None) -> None:

@@ -30,7 +30,7 @@ __all__ = ["DATA", "FASHION", "HERE", "LABELS", "read_split"]
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE / "data"
-NUM_WRITTEN = {"train": 20_000, "test": 10_000}
+NUM_WRITTEN = {"train": 60_000, "test": 10_000}
 LABELS = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip

@@ -20,6 +20,7 @@ __all__ = [
     "picture_values",
     "row_tokens",
     "surprise_of",
+    "tag_values",
 ]
 
 NUM_BUCKETS = 4096
@@ -118,6 +119,26 @@ def output_values(vector: Array, kind: str) -> dict[str, float]:
     return {"norm": float(np.linalg.norm(wide))} | {
         f"direction {index + 1}": float(value) for index, value in enumerate(along)
     }
+
+
+def tag_values(logits_ST: Array, tokens_S: Ints, *, ignored: Ints, draw: random.Random) -> dict[str, float]:
+    """What is looked at of a tagger's answer to one row.
+
+    Args:
+        logits_ST: Of its tokens.
+        tokens_S: Without padding.
+        ignored: Tokens that every row has, whose tags say nothing.
+        draw: Picks one token of the row, as `given_values` does.
+
+    Returns:
+        `label`, the tag of one token (-1 without tokens), and `confidence`, the mean over all of them.
+    """
+    wide = logits_ST[~np.isin(tokens_S, ignored)].astype(np.float64)
+    if not len(wide):
+        return {"label": -1.0, "confidence": 1.0}
+    likely = np.exp(wide - wide.max(axis=1, keepdims=True))
+    label = wide[draw.randrange(len(wide))].argmax()
+    return {"label": float(label), "confidence": float((likely.max(axis=1) / likely.sum(axis=1)).mean())}
 
 
 _DIRECTIONS: dict[int, Floats] = {}

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from edgesmith.errors import DataError
 from edgesmith.tasks import ImageClassification, Task, TaskInput
+from serve.drift.answers import answer_values
 from serve.drift.features import (
     NUM_BUCKETS,
     bucket_of,
     given_values,
     holds_pictures,
     log_shares,
-    output_values,
     picture_values,
     row_tokens,
 )
@@ -69,21 +69,21 @@ def make_reference(engine: Engine, task: Task, examples: Sequence[TaskInput], *,
     """
     rows: list[Ints] = []
     outputs: list[dict[str, float]] = []
+    vocabulary, draw = _vocabulary(task), random.Random(3)  # noqa: S311 - picks tokens
     for begin in range(0, min(len(examples), MAX_ROWS), _BATCH):
         arrays = task.encode(examples[begin : min(begin + _BATCH, MAX_ROWS)])
-        vectors = task.vectors(engine.run(arrays), arrays)
-        found = [output_values(vector, task.output_kind) for vector in vectors]
+        found = answer_values(task, engine.run(arrays), arrays, ignored=vocabulary.ignored, draw=draw)
         if holds_pictures(arrays):
-            rows.extend([_NO_TOKENS] * len(vectors))
+            rows.extend([_NO_TOKENS] * len(found))
             found = [picture_values(arrays, row) | values for row, values in enumerate(found)]
         else:
-            rows.extend(row_tokens(arrays, row) for row in range(len(vectors)))
+            rows.extend(row_tokens(arrays, row) for row in range(len(found)))
         outputs.extend(found)
     if not is_held_out:
         for values in outputs:
             values.pop("confidence", None)
-    labels = tuple(getattr(task, "labels", ()))
-    return _describe(rows, outputs, _vocabulary(task), task.output_kind, labels)
+    labels = tuple(getattr(task, "labels", getattr(task, "tags", ())))
+    return _describe(rows, outputs, vocabulary, task.output_kind, labels)
 
 
 def make_text_reference(tokenize: Callable[[str], Sequence[int]], texts: Sequence[str]) -> Reference:

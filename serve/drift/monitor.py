@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from edgesmith.errors import EdgesmithError
 from edgesmith.tasks import Task
+from serve.drift.answers import answer_values
 from serve.drift.features import (
     given_values,
     holds_pictures,
     log_shares,
-    output_values,
     picture_values,
     row_tokens,
 )
@@ -218,10 +218,11 @@ class DriftMonitor:
         arrays, outputs = seen
         values = picture_values(arrays, 0) if holds_pictures(arrays) else self._given(row_tokens(arrays, 0))
         if self._task is not None:
-            vector = self._task.vectors(outputs, arrays)[0]
-            if not np.isfinite(vector).all():
+            compared, _ = self._task.compared(outputs, arrays)
+            if not np.isfinite(compared).all():
                 raise ValueError("an output is not finite")
-            values |= output_values(vector, self._task.output_kind)
+            [answer] = answer_values(self._task, outputs, arrays, ignored=self._ignored, draw=self._draw)
+            values |= answer
         return values
 
     def _given(self, tokens: NDArray[np.int64]) -> dict[str, float]:

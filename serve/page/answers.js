@@ -18,6 +18,20 @@ function cosine(a, b) {
   return dot / (Math.sqrt(left * right) || 1);
 }
 
+/** A text with its entities marked, and a table of them. Positions count characters, of which one may be two of JavaScript's. */
+function showEntities(text, entities) {
+  const letters = Array.from(text), parts = [];
+  let at = 0;
+  for (const { start, end, label } of entities) {
+    parts.push(letters.slice(at, start).join(""), h("mark", {}, letters.slice(start, end).join(""), h("small", {}, ` ${label}`)));
+    at = end;
+  }
+  const marked = h("p", { class: "answer" }, parts, letters.slice(at).join(""));
+  if (!entities.length) return [marked, h("p", { class: "note" }, "No entities were found.")];
+  return [marked, table(["Entity", "Kind", "Score", ""], entities.map((one) =>
+    [one.text, one.label, percent(one.score), bar(one.score, "first")]), { numText: 2, label: "Entities" })];
+}
+
 const showJson = (value) => h("pre", { tabindex: "0" }, clip(JSON.stringify(value, null, 1)));
 
 function showPrediction(said) {

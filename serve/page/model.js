@@ -110,6 +110,8 @@ function fillCurl(box, model) {
   if (vectors) examples.push(["Embeddings", curl("v1/embeddings", JSON.stringify({ model: openaiName(model), input: ["one text", "another text"] }))]);
   if (model.has_task && model.task === "text-classification")
     examples.push(["A text", curl(predictPath(model), "A text to classify", { type: "text/plain" })]);
+  if (model.has_task && model.task === "token-classification")
+    examples.push(["A text", curl(predictPath(model), "A text with names in it", { type: "text/plain" })]);
   if (model.has_task && model.task === "image-classification")
     examples.push(["A picture", curl(predictPath(model), "@picture.jpg", { type: "image/jpeg" })]);
   if (!model.is_language_model) {

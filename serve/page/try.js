@@ -50,6 +50,16 @@ function tryTexts(model) {
   });
 }
 
+function tryEntities(model) {
+  const text = h("textarea", { rows: 4, required: true, placeholder: "Type a text" });
+  return tryForm("Find", [field("try-text", "Text", text)], async (output, signal) => {
+    const started = performance.now(), asked = text.value;
+    const answer = await send(predictPath(model), { method: "POST", body: asked, type: "text/plain; charset=utf-8", signal });
+    const said = await answer.json();
+    fill(output, showEntities(asked, said.predictions[0].entities), showHeaders(answer, started));
+  });
+}
+
 function tryVectors(model) {
   const one = h("textarea", { rows: 3, required: true }), two = h("textarea", { rows: 3, required: true });
   return tryForm("Compare", [field("try-one", "One text", one), field("try-two", "Another text", two)], async (output, signal) => {
@@ -179,6 +189,7 @@ function waysToTry(model) {
   }
   const ways = [];
   if (model.has_task && model.task === "text-classification") ways.push(["Text", tryTexts]);
+  if (model.has_task && model.task === "token-classification") ways.push(["Text", tryEntities]);
   if (model.has_task && model.task === "feature-extraction") ways.push(["Two texts", tryVectors]);
   if (model.has_task && model.task === "image-classification") ways.push(["Picture", tryImage]);
   return [...ways, ["Raw tensors", tryTensors]];

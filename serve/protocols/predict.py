@@ -157,7 +157,7 @@ def _cut(prediction: Prediction, top: int) -> Prediction:
 
 
 def _line(prediction: Prediction) -> str:
-    """A prediction for eyes and shell scripts: label and score, numbers, or the text."""
+    """A prediction for eyes and shell scripts: label and score, numbers, entities, or the text."""
     match prediction:
         case {"label": label, "score": score}:
             return f"{label}\t{score:.6f}"
@@ -165,6 +165,8 @@ def _line(prediction: Prediction) -> str:
             return f"{similarity:.6f}"
         case {"embedding": embedding}:
             return "\t".join(f"{value:.7g}" for value in embedding)
+        case {"entities": entities}:
+            return "\t".join(f"{one['label']} {' '.join(one['text'].split())}" for one in entities)
     return str(prediction["text"])
 
 

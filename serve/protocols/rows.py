@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from numpy.typing import NDArray
 
 from edgesmith.errors import UnsupportedError
-from edgesmith.tasks import Example, ImageClassification, Task
+from edgesmith.tasks import Example, ImageClassification, Task, TokenClassification
 from serve.errors import NotReadyError, RequestError, TooLargeError
 from serve.http.message import Request
 from serve.models.graph_model import GraphModel
@@ -182,7 +182,8 @@ class _Run(Generic[Result]):
         given = [self.inputs[index] for index in piece]
         arrays = await self._encode(given)
         outputs = await self._infer(arrays)
-        results |= zip(piece, self.reduce(self.task, outputs, arrays, given), strict=True)
+        reduced = await self._reduce(given, arrays, outputs)
+        results |= zip(piece, reduced, strict=True)
 
     async def _encode(self, given: list[Any]) -> Arrays:
         task = self.task
@@ -191,6 +192,12 @@ class _Run(Generic[Result]):
         if sum(map(_length, given)) <= _SHORT_CHARS:
             return task.encode(given)
         return await workers().run(lambda: task.encode(given))
+
+    async def _reduce(self, given: list[Any], arrays: Arrays, outputs: Arrays) -> Sequence[Result]:
+        # Where its entities stand in a text is found by splitting it again, which takes as long as encoding it.
+        if isinstance(self.task, TokenClassification) and sum(map(_length, given)) > _SHORT_CHARS:
+            return await workers().run(lambda: self.reduce(self.task, outputs, arrays, given))
+        return self.reduce(self.task, outputs, arrays, given)
 
     async def _infer(self, arrays: Arrays) -> Arrays:
         if self.is_gone:

@@ -141,7 +141,7 @@ async def _model_infer(call: Call) -> Any:
         raise
     outputs, labels = await _run(call, asked, prepared)
     if prepared is not None and prepared.view is not None:
-        tell = partial(prepared.view.tell, outputs, prepared.arrays, has_pairs=prepared.has_pairs)
+        tell = partial(prepared.view.tell, outputs, prepared.arrays, prepared.examples)
         outputs = await asyncio.to_thread(tell)
     return make_message(message.model_name, call.version, inference, outputs, labels)
 

@@ -75,7 +75,7 @@ class InferRoute:
             self._count(request, error)
             raise
         prepared = call.prepared
-        if prepared is not None and prepared.examples:
+        if prepared is not None and not prepared.is_finished:
             return self._finish(call, prepared)
         call.submit()
         return None
@@ -227,6 +227,8 @@ class _Call:
         inference = self.asked.inference
         if inference.is_binary and inference.outputs is None and (self.prepared is None or self.prepared.view is None):
             return False
+        if self.prepared is not None and self.prepared.is_long_to_tell:
+            return True
         return sum(array.nbytes for array in outputs.values()) > _MAX_OUTPUT_ON_LOOP
 
     def _answer(self, made: asyncio.Future[Response]) -> None:
@@ -241,5 +243,5 @@ class _Call:
         assert described is not None
         if prepared is None or prepared.view is None:
             return make_response(described, asked.inference, outputs, self.identity)
-        told = prepared.view.tell(outputs, arrays, has_pairs=prepared.has_pairs)
+        told = prepared.view.tell(outputs, arrays, prepared.examples)
         return make_response(described, asked.inference, told, self.identity, is_text=True, is_named=asked.is_named)

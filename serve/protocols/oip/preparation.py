@@ -36,16 +36,29 @@ class Prepared:
     Attributes:
         model: It.
         view: How the model takes the request's texts; None for tensors.
-        arrays: For the graph; empty while `examples` are to be made tensors.
-        examples: Texts that are too long for the loop's thread.
-        has_pairs: Whether the texts are pairs.
+        arrays: For the graph; empty while texts that are too long for the loop's thread are to be made tensors.
+        examples: The texts.
     """
 
     model: Model
     view: TextView | None
     arrays: Mapping[str, NDArray[Any]]
     examples: Sequence[Example] = ()
-    has_pairs: bool = False
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the tensors are there."""
+        return self.view is None or bool(self.arrays)
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the texts are better split on another thread than the loop's."""
+        return sum(len(one.text) + len(one.text_pair or "") for one in self.examples) > _MAX_TEXT_ON_LOOP
+
+    @property
+    def is_long_to_tell(self) -> bool:
+        """Whether what they are answered with is better said on another thread."""
+        return self.view is not None and self.view.splits_again and self.is_long
 
 
 @dataclass(slots=True)
@@ -91,10 +104,10 @@ class Asked:
         if view is None:
             return Prepared(model, None, inference.arrays)
         examples = view.examples(inference.arrays)
-        has_pairs = examples[0].text_pair is not None
-        if _is_long(examples):
-            return Prepared(model, view, _NO_ARRAYS, examples, has_pairs)
-        return Prepared(model, view, view.task.encode(examples), (), has_pairs)
+        prepared = Prepared(model, view, _NO_ARRAYS, examples)
+        if not prepared.is_long:
+            prepared.arrays = view.task.encode(examples)
+        return prepared
 
     async def finish(self, prepared: Prepared) -> Prepared:
         """Make tensors of long texts on another thread.
@@ -108,12 +121,12 @@ class Asked:
         """
         for _ in range(_MAX_SWAPS):
             view, examples = prepared.view, prepared.examples
-            if view is None or not examples:
+            if view is None or prepared.is_finished:
                 return prepared
             arrays = await workers().run(partial(view.task.encode, examples))
             model = self._current(prepared.model)
             if model is prepared.model:
-                return Prepared(model, view, arrays, (), prepared.has_pairs)
+                return Prepared(model, view, arrays, examples)
             prepared = self.prepare(model)
         raise NotReadyError(f"the model {self.name!r} is being replaced", mend="Try again in a second.")
 
@@ -151,8 +164,3 @@ def choose_view(described: Described, inference: Inference, name: str, *, is_nam
         if wish.name not in names:
             raise UsageError(f"{name} has no output {wish.name[:80]!r}", mend=f"It has {', '.join(names) or 'none'}.")
     return view
-
-
-def _is_long(examples: Sequence[Example]) -> bool:
-    """Whether texts are better made tensors on another thread than the loop's."""
-    return sum(len(example.text) + len(example.text_pair or "") for example in examples) > _MAX_TEXT_ON_LOOP

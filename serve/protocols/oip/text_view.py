@@ -12,7 +12,9 @@ from edgesmith.tasks.base import Example
 from edgesmith.tasks.pooling import normalize_rows
 from edgesmith.tasks.scoring import softmax
 from edgesmith.tasks.text_task import TextTask
+from edgesmith.tasks.token_classification import TokenClassification
 from serve.errors import MalformedError
+from serve.json_text import dump_json
 from serve.protocols.oip.tensors import Tensor
 
 __all__ = ["TextView"]
@@ -28,22 +30,27 @@ class TextView:
         graph_outputs: Of its graph.
 
     Attributes:
-        inputs: `text`, and `text_pair` that may be left out.
-        outputs: A classifier's `label`, `score` and `scores` with its `logits`; an encoder's `embedding`.
+        inputs: `text`.
+        optional_inputs: `text_pair`, of a task that takes pairs.
+        outputs: A classifier's `label`, `score` and `scores` with its `logits`; an encoder's `embedding`; a tagger's
+            `entities`, a list in JSON for each text.
         pair_outputs: What an encoder gives for pairs beside them.
+        splits_again: Whether `tell` splits the texts into tokens once more, to say where in them something stands.
     """
 
     def __init__(self, task: TextTask, graph_outputs: Sequence[Tensor]) -> None:
         self.task = task
         self.inputs = (Tensor(_TEXT, "BYTES", (-1,)),)
-        self.optional_inputs = (Tensor(_PAIR, "BYTES", (-1,)),)
+        takes_pairs = _PAIR in task.column_names
+        self.optional_inputs = (Tensor(_PAIR, "BYTES", (-1,)),) if takes_pairs else ()
+        self.pair_outputs: tuple[Tensor, ...] = ()
+        self.splits_again = isinstance(task, TokenClassification)
         width = graph_outputs[0].shape[-1] if graph_outputs and graph_outputs[0].shape else -1
         if task.output_kind == "embedding":
             self.outputs: tuple[Tensor, ...] = (Tensor("embedding", "FP32", (-1, width)),)
-            self.pair_outputs: tuple[Tensor, ...] = (
-                Tensor("embedding_pair", "FP32", (-1, width)),
-                Tensor("similarity", "FP32", (-1,)),
-            )
+            self.pair_outputs = (Tensor("embedding_pair", "FP32", (-1, width)), Tensor("similarity", "FP32", (-1,)))
+        elif isinstance(task, TokenClassification):
+            self.outputs = (Tensor("entities", "BYTES", (-1,)),)
         else:
             width = len(getattr(task, "labels", ())) or width
             self.outputs = (
@@ -52,7 +59,6 @@ class TextView:
                 Tensor("scores", "FP32", (-1, width)),
                 Tensor("logits", "FP32", (-1, width)),
             )
-            self.pair_outputs = ()
 
     @staticmethod
     def takes(arrays: Mapping[str, NDArray[Any]]) -> bool:
@@ -69,8 +75,10 @@ class TextView:
         Raises:
             MalformedError: There are other inputs, or they do not fit together.
         """
-        if unknown := arrays.keys() - {_TEXT, _PAIR}:
-            raise MalformedError(f"{min(unknown)!r} does not go with texts", mend="Send `text`, with or without pairs.")
+        known = {tensor.name for tensor in (*self.inputs, *self.optional_inputs)}
+        if unknown := arrays.keys() - known:
+            mend = "Send `text`, with or without pairs." if _PAIR in known else "Send `text` alone."
+            raise MalformedError(f"{min(unknown)!r} does not go with texts", mend=mend)
         texts, pairs = _texts(arrays, _TEXT), _texts(arrays, _PAIR) if _PAIR in arrays else None
         if pairs is None:
             return [Example(text) for text in texts]
@@ -79,21 +87,24 @@ class TextView:
         return [Example(*both) for both in zip(texts, pairs, strict=True)]
 
     def tell(
-        self, outputs: Mapping[str, NDArray[Any]], arrays: Mapping[str, NDArray[Any]], *, has_pairs: bool
+        self, outputs: Mapping[str, NDArray[Any]], arrays: Mapping[str, NDArray[Any]], examples: Sequence[Example]
     ) -> dict[str, NDArray[Any]]:
         """Say what a graph's outputs mean.
 
         Args:
             outputs: Of the graph.
             arrays: What it was given.
-            has_pairs: Whether those were pairs.
+            examples: What those were made of.
 
         Returns:
             The arrays of `outputs`, with those of `pair_outputs` for pairs.
         """
+        if isinstance(self.task, TokenClassification):
+            told = [dump_json(one["entities"]).decode() for one in self.task.decode(outputs, arrays, examples)]
+            return {"entities": np.array(told, dtype=np.object_)}
         vectors = self.task.vectors(outputs, arrays)  # [rows, labels or hidden]
         if self.task.output_kind == "embedding":
-            if not has_pairs:
+            if examples[0].text_pair is None:
                 return {"embedding": vectors}
             first, second = vectors[0::2], vectors[1::2]
             units = normalize_rows(first.astype(np.float64)), normalize_rows(second.astype(np.float64))
