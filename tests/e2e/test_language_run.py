@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.e2e.conftest import Project
 
@@ -212,3 +213,24 @@ def test_a_block_size_without_blocks_is_refused(language_release: Project) -> No
     assert done.returncode == 2
     assert "--block-size is for int8 and int4" in done.stderr
     assert not (language_release.folder / "nowhere").exists()
+
+
+def test_a_smaller_language_model_is_held_against_the_whole_one_with_its_vocabulary(language_project: Project) -> None:
+    project = language_project
+    recipe = yaml.safe_load(project.recipe.read_text())
+    training = {"epochs": 0.5, "max_length": 32, "batch_size": 4}
+    recipe |= {
+        "steps": ["merge", "trim-vocabulary", {"prune": {"num_layers": 1}}, {"distill": {"train": training}}],
+        "targets": {"phone": {"format": "gguf", "quantize": {"type": "Q8_0"}}},
+        "gates": {"size": {"min_reduction": 1.5}},
+    }
+    recipe["data"] |= {"train": "train.txt"}
+    del recipe["data"]["prompts"]
+    project.recipe.write_text(yaml.safe_dump(recipe))
+    done = project.run("--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = {step["name"]: step for step in json.loads((project.out / "release.json").read_bytes())["steps"]}
+    assert list(steps) == ["merge", "trim-vocabulary", "prune", "distill"]
+    language = json.loads((project.out / "evidence" / "phone" / "language" / "language.json").read_bytes())
+    assert language["reference_artifact"] == steps["trim-vocabulary"]["digest"]
+    assert language["kld"]["mean"]["value"] > 0, "a model without half of its layers is another model"

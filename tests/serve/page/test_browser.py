@@ -13,6 +13,7 @@ from serve.runtime import open_engine
 from tests.serve.page.browser import Browser
 from tests.serve.page.conftest import KEY
 from tests.serve.page.running import Running, running
+from tests.serve.tagger_built import tagger_folder
 
 TEXT = "A late goal won the cup."
 
@@ -44,6 +45,20 @@ def test_a_text_gets_its_label_and_the_figures_count_it(
     assert "version 2" in browser.text("#try .note")
     browser.wait("/[1-9]\\d* answered/.test(document.querySelector('#failures').innerText)")
     assert browser.problems == []
+
+
+def test_entities_are_marked_in_their_text(minilm_folder: Path, tmp_path: Path, browser: Browser) -> None:
+    path = tagger_folder(tmp_path / "tagger", minilm_folder).folder
+    with running(ServerConfig(models=(ModelSpec(name="places", path=path, threads=1),), port=0, drain_s=5)) as server:
+        browser.open(server.url)
+        browser.wait("document.querySelector('#try-text')")
+        browser.fill("#try-text", "\U0001f600 Ann left Paris for New York.")
+        browser.click("#try button[type=submit]")
+        browser.wait("document.querySelector('#try [role=region] table')")
+        assert browser.text("#try .answer") == "\U0001f600 Ann left Paris LOC for New York LOC."
+        rows = browser.text("#try [role=region] tbody").splitlines()
+        assert [row.split("\t")[:2] for row in rows if row.strip()] == [["Paris", "LOC"], ["New York", "LOC"]]
+        assert browser.problems == []
 
 
 def test_arms_of_a_split_are_shown(server: Running, browser: Browser) -> None:
