@@ -13,7 +13,7 @@ from edgesmith.artifact import open_artifact
 from edgesmith.data import read_rows
 from edgesmith.errors import UsageError
 from edgesmith.files import atomic_write
-from edgesmith.tasks import TEXT_GENERATION, guess_task
+from edgesmith.tasks import TEXT_GENERATION, ImageClassification, guess_task
 from edgesmith.tasks.folder import read_json_object
 
 __all__ = ["write_starter"]
@@ -39,7 +39,7 @@ _ROWS_TEMPLATE = """\
   eval: {data}   # held-out rows; accuracy is judged on all of them
 {train}
   # unlabelled: more.jsonl   # further rows without labels, on which a student learns what its teacher says
-  # calibration: {{path: train.jsonl, num_samples: 128}}   # for static-int8 and smoothing; not rows of data.eval
+  {calibration}
   # columns: {columns}   # where the file's columns have other names
 {steps}
 targets:
@@ -62,7 +62,7 @@ _CNN_STEPS = """\
 _LANGUAGE_TEMPLATE = """\
   eval: {data}   # held-out text; perplexity and divergence are judged on it
   calibration: {train_text}   # other text of the same kind: importance matrices are measured on it
-  # train: {train_text}   # for distill
+  {train}
   {prompts}   # rows with prompt and reference: the artifact's answers are compared
 {steps}
 targets:
@@ -77,7 +77,7 @@ gates:
 """
 
 _LANGUAGE_STEPS = """\
-  # - trim-vocabulary   # keeps the tokens of that text: the largest saving of a small model with a large vocabulary
+  - trim-vocabulary   # keeps the tokens of data.train, and what other text is spelled with
   # - prune: {{num_layers: {num_layers}}}   # the layers that change the hidden states least go; needs distill, and a
   # - distill: {{}}   # looser perplexity gate: what is left learns from the whole model on data.train"""
 
@@ -110,7 +110,7 @@ def write_starter(
     config = read_json_object(checkpoint / "config.json")
     task = guess_task(config)
     guesses.append(f"task: {task}, from the architecture in {checkpoint / 'config.json'}")
-    kind = "language" if task == TEXT_GENERATION else "cnn" if "depths" in config else "encoder"
+    kind = _kind_of(task, config)
     guesses += _explain(kind, train)
     fields = _language_fields(data, train, out, guesses) if kind == "language" else _row_fields(kind, data, train, out)
     files = fields.pop("files").split()
@@ -133,6 +133,15 @@ def write_starter(
     return guesses, out
 
 
+def _kind_of(task: str, config: Mapping[str, Any]) -> str:
+    """Which template fits: `language`, `cnn`, `vision` (a transformer that sees) or `encoder` (of text)."""
+    if task == TEXT_GENERATION:
+        return "language"
+    if task != ImageClassification.name:
+        return "encoder"
+    return "vision" if any("heads" in key for key in config) else "cnn"
+
+
 def _find_base(checkpoint: Path, adapter: Path | None) -> tuple[Path, Path | None, list[str]]:
     """The base, and its adapter where the folder that was given is one; what was guessed."""
     if adapter is not None or not (checkpoint / "adapter_config.json").is_file():
@@ -153,13 +162,14 @@ def _explain(kind: str, train: Path | None) -> list[str]:
     if kind == "language":
         format_guess = "format: gguf with Q4_K_M and an importance matrix, which is measured on data.calibration"
     elif kind == "cnn":
-        format_guess = "format: onnx in fp32"
+        format_guess = "format: onnx, with static INT8 where there are rows to calibrate on (--train)"
     else:
         format_guess = "format: onnx with dynamic INT8, which needs no calibration"
     if train is None:
         return [format_guess, "steps: none that train; with rows to train on (--train) the model becomes much smaller"]
     made = {
         "encoder": "its vocabulary is trimmed, a third of its layers and half of their width stay, and it is distilled",
+        "vision": "a third of its layers and half of their width stay, and it is distilled",
         "cnn": "half of its multiply-accumulates go, in whole channels, and it is distilled",
         "language": "its vocabulary is trimmed to the text",
     }
@@ -171,7 +181,8 @@ def _steps(kind: str, task: str, config: Mapping[str, Any], *, is_merged: bool, 
     num_layers = next((config[key] for key in _LAYER_COUNTS if isinstance(config.get(key), int)), 6)
     share = 4 if kind == "language" else 3
     kept = max(1, num_layers - num_layers // share if kind == "language" else num_layers // share)
-    lines = {"encoder": _ENCODER_STEPS, "cnn": _CNN_STEPS, "language": _LANGUAGE_STEPS}[kind].format(
+    templates = {"cnn": _CNN_STEPS, "language": _LANGUAGE_STEPS, "vision": _ENCODER_STEPS.partition("\n")[2]}
+    lines = templates.get(kind, _ENCODER_STEPS).format(
         num_layers=kept,
         distill="{hard: 0.5}" if task.endswith("classification") else "{}",
         labels=", and from the labels" if task.endswith("classification") else "",
@@ -186,17 +197,25 @@ def _steps(kind: str, task: str, config: Mapping[str, Any], *, is_merged: bool, 
 
 def _row_fields(kind: str, data: Path | None, train: Path | None, out: Path) -> dict[str, str]:
     """What the template of models that answer rows needs."""
-    is_cnn = kind == "cnn"
+    is_cnn, sees = kind == "cnn", kind in ("cnn", "vision")
+    calibrated = "  server: {format: onnx, quantize: {method: static-int8}}"
+    plain = "  server: {format: onnx}   # INT8 of convolutions: quantize: {method: static-int8}, with data.calibration"
     int8 = "  server: {format: onnx, quantize: {method: dynamic-int8}}\n"
     int8 += "  # static: {format: onnx, quantize: {method: static-int8}}   # needs data.calibration"
-    reduction, speedup = ("1.5", "1.5") if is_cnn else ("8", "4.0")
+    reduction, speedup = ("5", "2.0") if is_cnn else ("8", "4.0")
     if train is None:
         reduction, speedup = ("1.0", "1.0") if is_cnn else ("3.5", "1.5")
+    path = _relative(train, out) if train else "train.jsonl"
+    calibration = f"calibration: {{path: {path}, num_samples: 128}}"
+    is_calibrated = is_cnn and train is not None
     return {
         "data": _relative(data, out) if data else "test.jsonl",
         "train": f"  train: {_relative(train, out)}" if train else "  # train: train.jsonl   # for the steps below",
-        "columns": "{image: file, label: topic}" if is_cnn else "{text: body, label: topic}",
-        "targets": "  server: {format: onnx}" if is_cnn else int8,
+        "calibration": f"{calibration}   # activations' ranges are measured on it"
+        if is_calibrated
+        else f"# {calibration}   # for static-int8 and smoothing; not rows of data.eval",
+        "columns": "{image: file, label: topic}" if sees else "{text: body, label: topic}",
+        "targets": (calibrated if is_calibrated else plain) if is_cnn else int8,
         "reduction": reduction,
         "speedup": speedup,
         "files": "" if data else "test.jsonl",
@@ -213,6 +232,7 @@ def _language_fields(data: Path | None, train: Path | None, out: Path, guesses: 
     return {
         "data": _relative(held_out, out) if held_out else "held_out.txt",
         "train_text": train_text,
+        "train": f"train: {train_text}" if train else f"# train: {train_text}   # for the steps below",
         "prompts": f"prompts: {_relative(data, out)}" if asks and data else "# prompts: prompts.jsonl",
         "files": " ".join(["" if held_out else "held_out.txt", "" if train else train_text]),
     }

@@ -18,7 +18,7 @@ from edgesmith.stages.rows import Rows
 from edgesmith.stages.texts import Texts
 from edgesmith.stages.trained import TrainedStage
 from edgesmith.store import code_digest
-from edgesmith.tasks import TEXT_GENERATION, Example, Task, guess_task, load_task
+from edgesmith.tasks import TEXT_GENERATION, Example, FeatureExtraction, Task, TextTask, guess_task, load_task
 from edgesmith.tasks.folder import read_json_object
 from edgesmith.units import format_bytes, format_seconds
 
@@ -102,10 +102,8 @@ class DistillStage(TrainedStage):
 
         student = self.student or self.teacher
         limit = self.distill.train.max_length
-        teacher_task, task = (
-            load_task(path, self.task_name, columns=self.columns, max_length=limit)
-            for path in (self.teacher.path, student.path)
-        )
+        teacher_task = load_task(self.teacher.path, self.task_name, columns=self.columns, max_length=limit)
+        task = self._task_of(student.path, teacher_task)
         examples = self._read(task)
         num_from_file = len(examples)
         if self.unlabelled is not None:
@@ -122,6 +120,17 @@ class DistillStage(TrainedStage):
             options=self.distill,
             work=work,
         )
+
+    def _task_of(self, student: Path, teacher: Task) -> Task:
+        """The student's own; where it has no head, and so no labels, the teacher's at the length that it can read."""
+        limit = self.distill.train.max_length
+        is_headless = teacher.output_kind == "logits" and not read_json_object(student / "config.json").get("id2label")
+        if not is_headless:
+            return load_task(student, self.task_name, columns=self.columns, max_length=limit)
+        if isinstance(teacher, TextTask):
+            lengths = (teacher.max_length, load_task(student, FeatureExtraction.name, max_length=limit).max_length)
+            limit = min((length for length in lengths if length is not None), default=None)
+        return load_task(self.teacher.path, self.task_name, columns=self.columns, max_length=limit)
 
     def _read(self, task: Task) -> list[Example]:
         """The training rows, with their labels where they have some."""

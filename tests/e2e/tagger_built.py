@@ -15,12 +15,11 @@ from transformers import BertConfig, BertForTokenClassification, PreTrainedToken
 from edgesmith.data import Row
 from edgesmith.tasks import TokenClassification, load_task, sample_texts
 
-__all__ = ["TAGS", "make_rows", "make_tagger"]
+__all__ = ["TAGS", "make_rows", "make_tagger", "write_rows"]
 
 TAGS = ("O", "B-NAME", "I-NAME", "B-NUM", "I-NUM")
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _NUM_UNUSED = 1500
-_LETTERS = 16
 
 
 def make_rows(num: int, seed: int) -> list[dict[str, Any]]:

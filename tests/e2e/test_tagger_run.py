@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
 from edgesmith import api
-from edgesmith.tasks import load_task
 from tests.e2e.conftest import Project
-from tests.e2e.tagger_built import make_rows, make_tagger, write_rows
+from tests.e2e.tagger_built import TAGS, make_rows, make_tagger, write_rows
 
 pytestmark = pytest.mark.slow
 
@@ -50,9 +48,26 @@ def tagger(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 def test_a_tagger_is_made_smaller_and_judged_by_its_entities(tagger: Project) -> None:
-    done = tagger.run("--json")
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert result["verdict"] == "PASS"
-    gates = json.loads(Path(tagger.out / "evidence" / "phone" / "verdicts.json").read_text())
-    print(gates)
+    done = tagger.run()
+    assert done.returncode in (0, 3), done.stderr  # a busy machine settles nothing about speed
+    report = json.loads((tagger.out / "report.json").read_text())
+    [target] = report["targets"]
+    verdicts = {one["gate"]: one for one in target["gates"]}
+    assert {name: one["verdict"] for name, one in verdicts.items() if name != "speed"} == {
+        "accuracy": "PASS",
+        "size.min_reduction": "PASS",
+    }
+    assert "speed" in verdicts
+    assert verdicts["accuracy"]["unit"] == "entity_f1"
+    assert "300 rows of any kind may hide" in verdicts["accuracy"]["reason"]
+    sizes = {step["name"]: step["num_parameters"] for step in report["steps"]}
+    assert sizes["found"] > sizes["trim-vocabulary"] > sizes["prune"] == sizes["distill"]
+    [distilled] = [step for step in report["steps"] if step["name"] == "distill"]
+    assert distilled["curve"]["metric"] == "entity_f1"
+    assert "60 of them without labels" in distilled["summary"]
+    reference = json.loads((tagger.out / "phone" / "reference.json").read_text())
+    [label] = [feature for feature in reference["features"] if feature["name"] == "label"]
+    assert label["labels"] == list(TAGS)
+    text = "the museum 12"
+    [answer] = api.predict(tagger.out / "phone", [text])
+    assert [text[start:end] for start, end, _ in answer["words"]] == text.split()

@@ -91,6 +91,15 @@ def test_model_computes_the_same(tmp_path: Path, kind: str) -> None:
     assert result.num_rows_after == len(kept) < 701
 
 
+def test_models_that_read_few_tokens_at_once_are_compared_on_as_few(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.RobertaConfig(vocab_size=768, max_position_embeddings=34, pad_token_id=1, **sizes)
+    save_checkpoint(tmp_path / "whole", byte_level(), "RobertaForTokenClassification", config)
+    result = trim(tmp_path)
+    assert result.model.num_tokens == 8 * 32
+    assert result.model.max_abs_diff <= 1e-6
+
+
 def test_rows_are_taken_over_bit_by_bit_and_all_else_as_it_is(tmp_path: Path) -> None:
     tokenizer, model_class, config = MODELS["bias of the decoder"]
     save_checkpoint(tmp_path / "whole", tokenizer(), model_class, config)
