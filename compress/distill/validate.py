@@ -78,9 +78,10 @@ def validate_rows(data: RowData, held: Sequence[int], cache: TeacherCache) -> Va
 
     def measure(model: PreTrainedModel) -> Score:
         answers_NC = data.answers(model, rows, of_teacher=False)
-        error = max(_SMALLEST_ERROR, 1.0 - (teacher if teacher is not None else 1.0))
+        found = score(answers_NC)
+        error = max(_SMALLEST_ERROR, 1.0 - found)
         return Score(
-            metric=score(answers_NC),
+            metric=found,
             noise=math.sqrt(error * (1.0 - error) / len(rows)) if has_noise else 0.0,
             distance=_mean_divergence(answers_NC, theirs),
         )

@@ -26,7 +26,8 @@ from compress.quantize.weights import code_weight
 
 __all__ = ["Convolution", "ConvolutionRewriter", "find_convolutions", "tensors_between"]
 
-_INT32 = np.iinfo(np.int32)
+# A bias has no more steps than this, so that the sum of products still fits in 32 bits beside it.
+_MOST_BIAS_STEPS = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,20 @@ def _add(found: dict[ir.Value, ir.Value], value: ir.Value) -> None:
         found[value] = value
 
 
+def _least_scale(bias_O: NDArray[np.float32], step: float) -> NDArray[np.float64]:
+    """The scale of each channel's weights below which its bias, in codes of the same step, would not fit in int32.
+
+    Batch norm leaves such channels where it nearly switches them off: faint weights with a bias of the usual size.
+
+    Args:
+        bias_O: In float.
+        step: Of the codes of what the convolution reads.
+    """
+    steps_O = np.abs(bias_O.astype(np.float64)) / _MOST_BIAS_STEPS
+    least: NDArray[np.float64] = np.maximum(steps_O, np.finfo(np.float32).tiny) / step
+    return least
+
+
 class ConvolutionRewriter:
     """conv(x, W, b) → conv(DQ(Q(x)), DQ(codes), DQ(int32 codes)), its result in codes too.
 
@@ -157,12 +172,14 @@ class ConvolutionRewriter:
 
     def _rewrite_weights_(self, layer: Convolution) -> QuantizedNode:
         node, name, make = layer.node, layer.weight.name or "weight", self._builder.node
+        step = float(self._scales[layer.activation].scale)
         coded = code_weight(
             layer.kernel,
             axis=0,
             clusters=self._config.clusters,
             reduce_range=self._config.reduce_range,
             unsigned=self._config.weight_type is WeightType.UINT8,
+            least_scale=None if layer.bias is None else _least_scale(layer.bias, step),
         )
         array = coded.array
         zeros = np.full(array.scale.shape, array.zero_point, array.codes.dtype)
@@ -176,8 +193,8 @@ class ConvolutionRewriter:
         node.replace_input_with(1, weight)
         if layer.bias is not None:
             # int32 in the step of the products that it is added to: the kernel adds it before it rescales them
-            step_O = (array.scale * self._scales[layer.activation].scale).astype(np.float32)
-            codes_O = np.clip(np.rint(layer.bias.astype(np.float64) / step_O), _INT32.min, _INT32.max).astype(np.int32)
+            step_O = (array.scale.astype(np.float64) * step).astype(np.float32)
+            codes_O = np.rint(layer.bias.astype(np.float64) / step_O).astype(np.int32)
             inputs = [
                 self._builder.constant(f"{name}_bias_int32", codes_O),
                 self._builder.constant(f"{name}_bias_scale", step_O),

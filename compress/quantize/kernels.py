@@ -48,7 +48,12 @@ class ActivationScale:
 
 
 def quantize_symmetric(
-    weight: NDArray[np.float32], axis: int, *, reduce_range: bool = False, unsigned: bool = False
+    weight: NDArray[np.float32],
+    axis: int,
+    *,
+    reduce_range: bool = False,
+    unsigned: bool = False,
+    least_scale: NDArray[np.float64] | None = None,
 ) -> QuantizedArray:
     """Quantize each channel of a matrix or table to 8 bits around zero, rounding half to even.
 
@@ -57,6 +62,7 @@ def quantize_symmetric(
         axis: The axis whose entries each get a scale: N of a [K, N] matrix, V of a [V, H] table.
         reduce_range: Codes in [-64, 64] rather than [-127, 127].
         unsigned: Store codes + 128 as uint8.
+        least_scale: What each channel's scale may not be below, of shape [weight.shape[axis]].
 
     Returns:
         Codes of the shape of `weight`; every value is within half a scale of the weight.
@@ -72,7 +78,7 @@ def quantize_symmetric(
     limit = _REDUCED_RANGE if reduce_range else _FULL_RANGE
     others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
     largest = np.maximum(weight.max(axis=others), -weight.min(axis=others)).astype(np.float64)
-    scale = (largest / limit).astype(np.float32)
+    scale = np.maximum(largest / limit, 0 if least_scale is None else least_scale).astype(np.float32)
     # An all-zero or subnormal channel has codes 0 whatever its scale.
     scale[scale < np.finfo(np.float32).tiny] = 1
     codes = weight / np.expand_dims(scale, others)

@@ -47,6 +47,7 @@ def code_weight(
     clusters: int | None = None,
     reduce_range: bool = False,
     unsigned: bool = False,
+    least_scale: NDArray[np.float64] | None = None,
 ) -> CodedWeight:
     """Quantize a matrix or table, and share its codes if that is wanted.
 
@@ -56,11 +57,12 @@ def code_weight(
         clusters: Most distinct codes; None to share none.
         reduce_range: See `quantize_symmetric`.
         unsigned: See `quantize_symmetric`.
+        least_scale: See `quantize_symmetric`.
 
     Raises:
         ValueError: A weight is NaN or infinite.
     """
-    array = quantize_symmetric(weight, axis, reduce_range=reduce_range, unsigned=unsigned)
+    array = quantize_symmetric(weight, axis, reduce_range=reduce_range, unsigned=unsigned, least_scale=least_scale)
     before = entropy_bits(array)
     if clusters is not None:
         array = share_codes(array, clusters)

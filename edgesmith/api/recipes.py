@@ -89,18 +89,9 @@ def run(
     Raises:
         EdgesmithError: a step could not be done, or an artifact breaks its tolerance.
     """
-    from compress.train.processes import num_processes
-    from edgesmith.errors import UsageError
     from edgesmith.release import make_release
     from edgesmith.verdict_files import VerdictFiles
 
-    if num_processes() > 1:
-        raise UsageError(
-            f"a recipe is run by one process, and torchrun started {num_processes()}: each would measure beside "
-            "the others",
-            mend="Train with several alone: torchrun --nproc-per-node N -m edgesmith distill …, and name the result as "
-            "model.base of a recipe.",
-        )
     return make_release(
         recipe,
         out=out,

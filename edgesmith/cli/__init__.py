@@ -70,11 +70,18 @@ def _show_version(asked: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     del version
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun sets it
+    if num_processes > 1 and context.invoked_subcommand != distill.distill.__name__:
+        raise UsageError(
+            f"torchrun started {num_processes} processes, and each would do all of {context.invoked_subcommand}",
+            mend="Only training is shared among processes: torchrun --nproc-per-node N -m edgesmith distill …",
+        )
 
 
 # Panel of `--help` → command → an example of it, or several.

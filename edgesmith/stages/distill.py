@@ -16,7 +16,7 @@ from edgesmith.progress import Progress
 from edgesmith.recipe import DistillOptions
 from edgesmith.stages.rows import Rows
 from edgesmith.stages.texts import Texts
-from edgesmith.stages.trained import TrainedStage
+from edgesmith.stages.trained import TrainedStage, save_seconds
 from edgesmith.store import code_digest
 from edgesmith.tasks import TEXT_GENERATION, Example, FeatureExtraction, Task, TextTask, guess_task, load_task
 from edgesmith.tasks.folder import read_json_object
@@ -94,7 +94,14 @@ class DistillStage(TrainedStage):
         tools = [f"{name} {version}" for name, version in tool_versions(*self.libraries).items()]
         columns = [f"{name}={column}" for name, column in sorted(self.columns.items())]
         identity = sha256_text(*digests, *tools, *columns, self.task_name, code_digest("compress.distill.rows"))
-        return Work(folder=workplace, cache=self.workplace, identity=identity, seed=self.seed, progress=progress)
+        return Work(
+            folder=workplace,
+            cache=self.workplace,
+            identity=identity,
+            seed=self.seed,
+            progress=progress,
+            save_seconds=save_seconds(),
+        )
 
     def _distill_rows(self, folder: Path, work: Work) -> DistillResult:
         from compress.distill.rows import RowData

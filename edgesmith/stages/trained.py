@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from abc import abstractmethod
@@ -16,10 +17,11 @@ from edgesmith.files import hold_lock, storage_errors
 from edgesmith.progress import SILENT, Progress
 from edgesmith.stages.base import Stage
 
-__all__ = ["TRAINING_FILE", "TrainedStage"]
+__all__ = ["TRAINING_FILE", "TrainedStage", "save_seconds"]
 
 TRAINING_FILE = "training.json"
 """Of the artifact: `Trained.facts()`."""
+_SAVE_SECONDS = 120.0
 _KEEP_SECONDS = 14 * 24 * 3600.0
 _LIBRARIES = ("accelerate", "numpy", "safetensors", "tokenizers", "torch", "transformers")
 
@@ -86,6 +88,11 @@ class TrainedStage(Stage):
         leave_group()
         if not is_leader():
             raise SystemExit(0)
+
+
+def save_seconds() -> float:
+    """Age of a training's last checkpoint at which a new one is written: `$EDGESMITH_SAVE_SECONDS`, or two minutes."""
+    return float(os.environ.get("EDGESMITH_SAVE_SECONDS") or _SAVE_SECONDS)
 
 
 def _sweep(root: Path) -> None:

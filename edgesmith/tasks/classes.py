@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgesmith.data import Row
-from edgesmith.errors import ArtifactError, DataError
+from edgesmith.errors import ArtifactError, DataError, UnsupportedError
 from edgesmith.tasks import scoring
 from edgesmith.tasks.base import Arrays, Example, Metric, Prediction
+from edgesmith.tasks.folder import read_json_object
 from edgesmith.tasks.suggest import nearest
 
-__all__ = ["CLASS_METRICS", "class_logits", "class_predictions", "read_class"]
+__all__ = ["CLASS_METRICS", "class_logits", "class_predictions", "read_class", "read_class_names"]
 
 
 def _codes(
@@ -45,6 +47,8 @@ def _over_codes(
     return lambda predictions, examples: kernel(*_codes(predictions, examples))
 
 
+_MOST_CLASSES = 1 << 20
+
 CLASS_METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -56,6 +60,38 @@ CLASS_METRICS: Mapping[str, Metric] = {
     )
 }
 """Of a task that gives one of a fixed set of labels."""
+
+
+def read_class_names(path: Path, task: str) -> list[str]:
+    """What a checkpoint's `config.json` calls the classes, by index; two may share a name.
+
+    Args:
+        path: Of the file.
+        task: Name of the task that the model is loaded for.
+
+    Raises:
+        ArtifactError: Indices are not 0, 1, 2 …, or there is no such number of classes.
+        UnsupportedError: The model gives a score or several labels at once.
+    """
+    config = read_json_object(path)
+    named = config.get("id2label")
+    if not isinstance(named, dict) or not named:
+        num_labels = config.get("num_labels", 2)
+        if type(num_labels) is not int or not 1 <= num_labels <= _MOST_CLASSES:
+            raise ArtifactError(f"{path}: num_labels is {num_labels!r}", mend="Name the labels in id2label.")
+        named = {str(index): f"LABEL_{index}" for index in range(num_labels)}
+    if sorted(named) != sorted(map(str, range(len(named)))):
+        raise ArtifactError(
+            f"{path}: the indices of id2label are {_list_labels(sorted(named))}, not 0 to {len(named) - 1}",
+            mend="Number the labels from 0 without gaps, as the rows of the classifier are.",
+        )
+    problem = config.get("problem_type") or ("regression" if len(named) == 1 else "single_label_classification")
+    if problem != "single_label_classification":
+        raise UnsupportedError(
+            f"{path}: is a model for {str(problem).replace('_', ' ')} with {len(named)} output(s); "
+            f"{task} handles models that give one of two or more labels"
+        )
+    return [str(named[str(index)]) for index in range(len(named))]
 
 
 def read_class(row: Row, column: str, labels: Sequence[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path, PurePosixPath
@@ -14,9 +15,9 @@ from edgesmith.data import Row
 from edgesmith.errors import ArtifactError, DataError, UnsupportedError, UsageError
 from edgesmith.files import storage_errors
 from edgesmith.tasks.base import Array, Arrays, Example, Metric, Picture, Prediction, Task, TaskInput
-from edgesmith.tasks.classes import CLASS_METRICS, class_logits, class_predictions, read_class
+from edgesmith.tasks.classes import CLASS_METRICS, class_logits, class_predictions, read_class, read_class_names
 from edgesmith.tasks.columns import read_text
-from edgesmith.tasks.folder import checked_columns, read_json_object, read_task_json
+from edgesmith.tasks.folder import checked_columns, read_task_json
 from edgesmith.tasks.image_pixels import MAX_IMAGE_BYTES, lookup_table, open_image, prepare_image
 from edgesmith.tasks.image_settings import ImageSettings, read_image_settings
 
@@ -212,20 +213,6 @@ def _content(given: TaskInput) -> tuple[str, Picture]:
 
 def _read_labels(path: Path) -> tuple[str, ...]:
     """The labels by index. ImageNet has two cranes: names that occur twice get their index behind them."""
-    config: Mapping[str, Any] = read_json_object(path)
-    named = config.get("id2label")
-    if not isinstance(named, dict) or not named:
-        num_labels = config.get("num_labels", 2)
-        if type(num_labels) is not int or not 1 <= num_labels <= 1 << 20:
-            raise ArtifactError(f"{path}: num_labels is {num_labels!r}")
-        named = {str(index): f"LABEL_{index}" for index in range(num_labels)}
-    if sorted(named) != sorted(map(str, range(len(named)))):
-        raise ArtifactError(
-            f"{path}: the indices of id2label are not 0 to {len(named) - 1}",
-            mend="Number the labels from 0 without gaps, as the rows of the classifier are.",
-        )
-    labels = [str(named[str(index)]) for index in range(len(named))]
-    counts: dict[str, int] = {}
-    for label in labels:
-        counts[label] = counts.get(label, 0) + 1
+    labels = read_class_names(path, ImageClassification.name)
+    counts = Counter(labels)
     return tuple(label if counts[label] == 1 else f"{label} ({index})" for index, label in enumerate(labels))

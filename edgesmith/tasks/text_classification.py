@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesmith.data import Row
-from edgesmith.errors import ArtifactError, UnsupportedError
+from edgesmith.errors import ArtifactError
 from edgesmith.tasks.base import Arrays, Example, Metric, Prediction, TaskInput, as_example
-from edgesmith.tasks.classes import CLASS_METRICS, class_logits, class_predictions, read_class
+from edgesmith.tasks.classes import CLASS_METRICS, class_logits, class_predictions, read_class, read_class_names
 from edgesmith.tasks.columns import read_text
-from edgesmith.tasks.folder import checked_columns, read_json_object, read_task_json
+from edgesmith.tasks.folder import checked_columns, read_task_json
 from edgesmith.tasks.text_task import TextTask
 from edgesmith.tasks.tokenization import TextEncoder, TextSettings
 
@@ -80,29 +80,12 @@ class TextClassification(TextTask):
 
 
 def _labels_of(path: Path) -> tuple[str, ...]:
-    """The labels of a checkpoint's `config.json`, by index.
+    """The labels of a checkpoint's `config.json`, by index; see `read_class_names`.
 
     Raises:
-        ArtifactError: Indices are not 0, 1, 2 …, or two labels share a name.
-        UnsupportedError: The model gives a score or several labels at once.
+        ArtifactError: Two labels share a name.
     """
-    config = read_json_object(path)
-    named = config.get("id2label")
-    if not isinstance(named, dict) or not named:
-        num_labels = config.get("num_labels", 2)
-        named = {str(index): f"LABEL_{index}" for index in range(num_labels)}
-    if sorted(named) != sorted(str(index) for index in range(len(named))):
-        raise ArtifactError(
-            f"{path}: the indices of id2label are {', '.join(sorted(named))}, not 0 to {len(named) - 1}",
-            mend="Number the labels from 0 without gaps, as the rows of the classifier are.",
-        )
-    labels = tuple(str(named[str(index)]) for index in range(len(named)))
+    labels = tuple(read_class_names(path, TextClassification.name))
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         raise ArtifactError(f"{path}: two labels are named {twice[0]!r}", mend="Give every label its own name.")
-    problem = config.get("problem_type") or ("regression" if len(labels) == 1 else "single_label_classification")
-    if problem != "single_label_classification":
-        raise UnsupportedError(
-            f"{path}: is a model for {str(problem).replace('_', ' ')} with {len(labels)} output(s); "
-            "text-classification handles models that give one of two or more labels"
-        )
     return labels

@@ -18,8 +18,11 @@ RNG = np.random.default_rng(0)
 SHAPE = (1, 4, 8, 8)
 
 
-def save_block(path: Path, *, has_bias: bool = True) -> Path:
-    """x → conv, ReLU → max pool → conv, ReLU → conv + (pooled) → ReLU → mean: a residual block, channels 4 → 16."""
+def save_block(path: Path, *, has_bias: bool = True, faint: float = 1.0) -> Path:
+    """x → conv, ReLU → max pool → conv, ReLU → conv + (pooled) → ReLU → mean: a residual block, channels 4 → 16.
+
+    Weights of each convolution's channel 3 are multiplied by `faint`.
+    """
     inputs: list[ir.Value] = [ir.val("x", dtype=ir.DataType.FLOAT, shape=["batch", *SHAPE[1:]])]
     nodes: list[ir.Node] = []
     weights: list[ir.Value] = []
@@ -31,7 +34,10 @@ def save_block(path: Path, *, has_bias: bool = True) -> Path:
 
     def conv(value: ir.Value, num_in: int) -> ir.Value:
         arrays = [RNG.standard_normal((16, num_in, 3, 3), np.float32) / 6]
+        arrays[0][3] *= faint
         arrays += [RNG.standard_normal(16, np.float32)] if has_bias else []
+        if faint != 1 and has_bias:
+            arrays[1][3] = 1.5
         made = []
         for array in arrays:
             made.append(ir.Value(name=f"w{len(weights)}", const_value=ir.tensor(array)))
@@ -74,6 +80,22 @@ def test_a_residual_block_is_integers_from_end_to_end(tmp_path: Path, *, has_bia
     assert operators["QLinearConv"] == 3
     assert operators["QLinearAdd"] == 1
     assert not operators.keys() & {"Conv", "FusedConv", "Relu", "Add"}
+
+
+@pytest.mark.parametrize("faint", [1e-6, 1e-10, 1e-36, 0.0])
+def test_the_bias_of_a_channel_of_faint_weights_is_kept(faint: float, tmp_path: Path) -> None:
+    # As batch norm leaves a dead channel: 1.5 is more than 2³¹ steps of weights of 10⁻⁶ and less.
+    source = save_block(tmp_path / "float.onnx", faint=faint)
+    config = StaticInt8Config(select=LayerSelection(min_weight_elements=64))
+    quantize_onnx(source, tmp_path / "int8.onnx", config, feeds())
+    wanted, found = run(source), run(tmp_path / "int8.onnx")
+    assert np.linalg.norm(found - wanted) < 0.02 * np.linalg.norm(wanted)
+    initializers = ir.load(tmp_path / "int8.onnx").graph.initializers
+    [codes_O, step_O] = [
+        value.const_value.numpy() for name, value in initializers.items()
+        if value.const_value is not None and name.startswith("w0_bias")
+    ]  # fmt: skip
+    assert float(codes_O[3]) * float(step_O[3]) == pytest.approx(1.5, rel=1e-6)
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -75,8 +76,9 @@ def test_a_second_run_trains_nothing(smaller: tuple[Project, dict[str, object]])
 
 
 def test_killed_while_it_trains_the_next_run_goes_on_and_ends_with_the_same_bytes(
-    smaller: tuple[Project, dict[str, object]], tmp_path: Path
+    smaller: tuple[Project, dict[str, object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("EDGESMITH_SAVE_SECONDS", "0.001")
     reference, _ = smaller
     project = Project(tmp_path / "killed")
     shutil.copytree(reference.folder, project.folder)
@@ -88,14 +90,14 @@ def test_killed_while_it_trains_the_next_run_goes_on_and_ends_with_the_same_byte
     training = project.store / "training"
     process = project.start("run", "recipe.yaml", "--out", "out")
     deadline = time.monotonic() + 120
-    while process.poll() is None and not list(training.glob("*/training/best-*.safetensors")):
+    while process.poll() is None and not list(training.glob("*/training/last")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert list(training.glob("*/training/*")), "what was trained so far is kept"
     done = project.run()
     assert done.returncode == 0, done.stderr
+    assert re.search(r"goes on after update \d+", done.stderr)
     assert project.manifests() == expected
     assert not list(training.glob("*/training")), "a finished training leaves nothing behind"
 

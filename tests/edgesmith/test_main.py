@@ -29,6 +29,13 @@ def test_the_others_are_silent() -> None:
 
 
 def test_one_that_fails_alone_says_why() -> None:
-    first, other = run("inspect", "/no/such", rank=0), run("inspect", "/no/such", rank=1)
+    command = ("distill", "/no/such", "--data", "/no/data.jsonl", "--num-layers", "1", "-o", "/no/out")
+    first, other = run(*command, rank=0), run(*command, rank=1)
     assert "/no/such" in first.stderr
     assert (other.returncode, other.stdout, other.stderr) == (first.returncode, "", first.stderr)
+
+
+def test_only_training_is_shared_among_processes() -> None:
+    done = run("prune", "/no/such", "-o", "/no/out", rank=0)
+    assert done.returncode == 2
+    assert "each would do all of prune" in done.stderr

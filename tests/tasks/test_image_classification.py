@@ -251,6 +251,8 @@ def test_labels_that_occur_twice_are_told_apart(tmp_path: Path) -> None:
         ({"num_channels": 1}, ArtifactError),  # the processor's three means are for three channels
         ({"id2label": {"1": "a"}}, ArtifactError),
         ({"id2label": None, "num_labels": -1}, ArtifactError),
+        ({"problem_type": "multi_label_classification"}, UnsupportedError),
+        ({"id2label": {"0": "score"}}, UnsupportedError),
     ],
 )
 def test_models_of_another_form_are_refused(config: dict[str, Any], failure: type[Exception], tmp_path: Path) -> None:

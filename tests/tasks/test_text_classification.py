@@ -178,7 +178,7 @@ def test_other_problems_are_refused(classifier_folder: Path, changes: dict[str, 
 @pytest.mark.parametrize(
     ("id2label", "message"),
     [
-        ({"0": "a", "2": "b"}, "indices of id2label are 0, 2, not 0 to 1"),
+        ({"0": "a", "2": "b"}, "indices of id2label are .0., .2., not 0 to 1"),
         ({"0": "a", "1": "a"}, "two labels are named 'a'"),
     ],
 )

@@ -39,7 +39,7 @@ def measure_layers(work: Path) -> Part:
         measured = perplexity(folder)
         found[name] = measured["value"]
         interval = f"{measured['lower']:.2f} to {measured['upper']:.2f}"
-        part.rows.append([name, f"{weights_bytes(folder) / 1e6:.0f}", f"{measured['estimate']:.2f}", interval])
+        part.rows.append([name, f"{weights_bytes(folder) / 1e6:.0f}", f"{measured['value']:.2f}", interval])
     before, cut_off, after = found.values()
     won = (cut_off - after) / (cut_off - before)
     part.limit("at least half of the lost perplexity is won back", f"{won:.0%}", won >= 0.5)

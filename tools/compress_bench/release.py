@@ -75,7 +75,7 @@ def run_recipe(recipe: str, out: Path, settings: dict[str, str]) -> Measured:
         baseline_accuracy=theirs["metrics"]["accuracy"],
         num_examples=ours["num_examples"],
         speedup=duet["cpu_speedup"],
-        cpu_ms=read("bench", "latency.json")["cpu_ms"]["median"],
+        cpu_ms=read("bench", "latency.json")["cpu_ms"]["p50"],
         gates={gate["gate"]: gate for gate in target["gates"]},
         training_s=sum(step["seconds"] for step in trainings)
         if trainings and not any(step["cached"] for step in trainings)

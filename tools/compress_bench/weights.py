@@ -19,7 +19,7 @@ def measure_weights(work: Path) -> Part:
         "SmolLM2-135M, single weights, calibrated on 40 windows of 512 tokens",
         ["method", "target", "zeros of the pruned matrices", "perplexity", "peak memory, MB", "bound, MB"],
     )
-    part.rows.append(["–", "–", "–", f"{perplexity(checkpoint)['estimate']:.2f}", "–", "–"])
+    part.rows.append(["–", "–", "–", f"{perplexity(checkpoint)['value']:.2f}", "–", "–"])
     found: dict[tuple[str, str], float] = {}
     for target in TARGETS:
         [(option, size)] = target.items()
