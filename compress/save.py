@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,8 @@ def save_model(model: PreTrainedModel, source: Path, out: Path, *, dtype: torch.
         config.pop("torch_dtype", None)
         config["dtype"] = str(dtype).removeprefix("torch.")
     write_config(out, config)
+    for path in out.glob("*.safetensors"):
+        shutil.copymode(out / "config.json", path)  # safetensors lets only the owner read what it writes
     carry_side_files(source, out)
 
 

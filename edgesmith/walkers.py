@@ -119,6 +119,7 @@ class Runner:
             self.store.forget(key)
 
         artifact = self.store.build(key, make)
+        work.published()
         self.steps.append(
             TimedStep(name=name, does=does, was_cached=was_cached, seconds=time.monotonic() - start, artifact=artifact)
         )

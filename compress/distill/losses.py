@@ -93,7 +93,7 @@ def bucketed(logits_NC: Tensor, kept_NK: Tensor, *, temperature: float) -> Tenso
     Returns:
         Shape [N, K + 1], or [N, C] where all are kept.
     """
-    scaled_NC = logits_NC / temperature
+    scaled_NC = logits_NC if temperature == 1.0 else logits_NC / temperature  # logits are large: no copy for nothing
     total_N1 = torch.logsumexp(scaled_NC, dim=-1, keepdim=True)
     kept_NK_log = scaled_NC.gather(-1, kept_NK) - total_N1
     if kept_NK.shape[-1] == logits_NC.shape[-1]:

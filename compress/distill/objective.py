@@ -137,14 +137,14 @@ class RowObjective:
     readout: Readout
     """The student's."""
     cache: TeacherCache | None
-    """What the teacher says of each row; None where neither predictions nor vectors are learnt."""
+    """What the teacher says of each row; None where it is not learnt, or `insight` runs the teacher anyway."""
     insight: Insight | None = None
     temperature: float = 2.0
 
     @property
     def compares_rows(self) -> bool:
         """Whether a row's loss depends on the others of its micro-batch."""
-        return self.readout.items == "vectors"
+        return self.readout.items == "vectors" and self.options.soft > 0
 
     def modules(self) -> nn.ModuleDict | None:
         """The projections, if there are any with weights."""
@@ -160,21 +160,27 @@ class RowObjective:
                 **self.readout.inputs(batch), output_hidden_states=bool(self.options.hidden), return_dict=True
             )
         items_NW = self.readout.read(output, batch)
+        theirs, heard_theirs = self.insight.look(batch) if self.insight else (None, {})
         parts: dict[str, Tensor] = {}
-        if self.options.soft and self.cache is not None:
-            parts["soft"] = self._soft(items_NW, batch["rows"]).sum()
+        if self.options.soft:
+            parts["soft"] = self._soft(items_NW, self._taught(theirs, batch)).sum()
         if self.options.hard:
             parts["hard"] = losses.hard_labels(items_NW, self._labels(batch)).sum()
         if self.insight is not None:
-            theirs, heard_theirs = self.insight.look(batch)
             parts |= self._inside(output, heard, theirs, heard_theirs, batch)
         total = torch.stack([getattr(self.options, name) * part for name, part in parts.items()]).sum()
         return Loss(total, len(items_NW), {name: part.detach() for name, part in parts.items()})
 
-    def _soft(self, items_NW: Tensor, rows: Tensor) -> Tensor:
-        assert self.cache is not None
-        kept = np.asarray(self.cache.read(rows.tolist())[ANSWERS], np.float32)
-        theirs_NW = torch.from_numpy(kept).to(items_NW.device)
+    def _taught(self, theirs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        """What the teacher says of the items: kept, or just heard."""
+        if self.cache is None:
+            assert self.insight is not None
+            heard_NW: Tensor = self.insight.readouts[0].read(theirs, batch).float()
+            return heard_NW
+        kept = np.asarray(self.cache.read(batch["rows"].tolist())[ANSWERS], np.float32)
+        return torch.from_numpy(kept).to(batch["rows"].device)
+
+    def _soft(self, items_NW: Tensor, theirs_NW: Tensor) -> Tensor:
         if self.readout.items != "vectors":
             return losses.divergence(items_NW, theirs_NW, kind="forward-kl", temperature=self.temperature)
         distances = losses.similarity_distances(items_NW, theirs_NW)

@@ -44,6 +44,9 @@ class DistillResult:
     best_update: int
     num_updates: int
     stopped_because: str
+    num_processes: int
+    micro_batches: tuple[dict[str, int], ...]
+    """Rows, or windows, that each process computed at once (`rows`), from which update on (`from_update`)."""
     num_trained: int
     """Rows, or windows of text."""
     num_unlabelled: int
@@ -59,7 +62,7 @@ class DistillResult:
         """What the same inputs always give, JSON-able."""
         found = asdict(self)
         del found["seconds"], found["peak_memory_bytes"]
-        return {**found, "history": list(self.history)}
+        return {**found, "micro_batches": list(self.micro_batches), "history": list(self.history)}
 
 
 def write_result(model: PreTrainedModel, source: Path, out: Path, result: DistillResult) -> None:
@@ -91,6 +94,8 @@ def result_of(trained: Trained, **facts: Any) -> DistillResult:
         best_update=trained.best_update,
         num_updates=trained.num_updates,
         stopped_because=trained.stopped_because,
+        num_processes=trained.num_processes,
+        micro_batches=tuple(trained.micro_batches),
         history=tuple(history),
         seconds=trained.seconds,
         peak_memory_bytes=trained.peak_memory_bytes,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +18,7 @@ from compress.distill.cache import Field, TeacherCache
 from compress.distill.losses import IGNORED
 from compress.distill.objective import ANSWERS
 from compress.distill.readout import Readout, readout_of
+from edgesmith.files import sha256_text
 from edgesmith.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -62,16 +65,29 @@ class RowData:
         """The teacher's and the student's."""
         return readout_of(self.teacher_task), readout_of(self.task)
 
-    @cached_property
+    @property
     def lengths(self) -> list[int] | None:
         """Tokens of each row; None for pictures."""
-        if "attention_mask" not in self.task.input_names:
-            return None
+        return self._encoded[0]
+
+    @property
+    def encoding(self) -> str:
+        """A hash of what the models read: another tokenizer, or another limit, encodes the same rows otherwise."""
+        return self._encoded[1]
+
+    @cached_property
+    def _encoded(self) -> tuple[list[int] | None, str]:
+        settings = json.dumps([task.runtime_config() for task in (self.teacher_task, self.task)], sort_keys=True)
+        if "attention_mask" not in self.task.input_names:  # pictures, whose preparation the settings describe
+            return None, sha256_text(settings)
         lengths: list[int] = []
+        read = hashlib.sha256(settings.encode())
         for start in range(0, len(self.examples), _PIECE_ROWS):
             arrays = self.task.encode(self.examples[start : start + _PIECE_ROWS])
             lengths += np.asarray(arrays["attention_mask"]).sum(axis=1).tolist()
-        return lengths
+            for name, array in sorted(arrays.items()):
+                read.update(f"{name} {array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+        return lengths, read.hexdigest()
 
     @property
     def counts(self) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +25,13 @@ from compress.distill.result import DistillResult
 from compress.distill.run import Work, check_options, run, with_defaults
 from compress.distill.split import hold_out
 from compress.distill.validate import validate_language
+from compress.train.start import check_training
+from edgesmith.units import format_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from edgesmith.recipe import DistillOptions
+    from edgesmith.recipe import DistillOptions, TrainOptions
 
 __all__ = ["LanguageKind", "WindowData", "distill_language"]
 
@@ -40,6 +43,8 @@ _CALIBRATION_WINDOWS = 16
 _AT_ONCE = 4
 """Windows whose predictions the teacher computes at once: the logits of all tokens are large."""
 _PIECE_WINDOWS = 16
+_LOGITS_BYTES = 256_000_000
+"""Of the windows that are trained on at once, where nobody says how many; the losses take five times as much."""
 _PROMPT_SHARE = 4
 """A quarter of a window is the prompt of what the teacher writes."""
 _TOKENS = "tokens"
@@ -122,9 +127,13 @@ def distill_language(
     tokens_NL = np.array([windows[number] for number in trained], np.int64)
     batches = _batches(tokens_NL[:_CALIBRATION_WINDOWS])
     pupil = prepare_pupil(teacher, student, LanguageKind(), options, seed=work.seed, batches=batches)
+    chosen = _chosen(options.train, pupil, length=tokens_NL.shape[1], work=work)
+    check_training(
+        pupil.student, chosen, num_rows=len(trained), compares_rows=options.on_policy > 0, workplace=work.folder
+    )
+    insight = _insight(pupil, WindowData(tokens=tokens_NL, labels=tokens_NL), options, work.seed)
     validation = validate_language([windows[number] for number in held], pupil.present_teacher)
     data, written_bytes = _data(pupil.present_teacher, tokens_NL, options, work)
-    insight = _insight(pupil, data, options, work.seed)
     temperature = options.temperature or _TEMPERATURE
     cache = None
     if options.soft and options.cache_top_k and insight is None and options.on_policy < 1:
@@ -146,12 +155,28 @@ def distill_language(
         rows=data.rows(range(len(trained))),
         collate=data.collate,
         validation=validation,
-        options=with_defaults(options.train, epochs=_EPOCHS, learning_rate=_LEARNING_RATE),
+        options=chosen,
         work=work,
         num_unlabelled=len(windows) - num_held_from,
         num_validated=len(held),
         teacher_cache_bytes=written_bytes + (cache.size_bytes if cache is not None else 0),
     )
+
+
+def _chosen(options: TrainOptions, pupil: Pupil, *, length: int, work: Work) -> TrainOptions:
+    """Fill in what is left open: the windows computed at once are so many that their logits are not too large."""
+    options = with_defaults(options, epochs=_EPOCHS, learning_rate=_LEARNING_RATE)
+    if options.micro_batch_size is not None:
+        return options
+    window_bytes = 4 * length * num_tokens_of(pupil.student)
+    pieces = math.ceil(options.batch_size / max(1, _LOGITS_BYTES // window_bytes))
+    size = math.ceil(options.batch_size / pieces)
+    if size < options.batch_size:
+        work.progress.note(
+            f"train: {size} windows at once, as the logits of a batch of {options.batch_size} would take "
+            f"{format_bytes(options.batch_size * window_bytes)} several times over"
+        )
+    return options.model_copy(update={"micro_batch_size": size})
 
 
 def _data(
@@ -181,8 +206,7 @@ def _ask(
     teacher: PreTrainedModel, data: WindowData, options: DistillOptions, temperature: float, work: Work
 ) -> TeacherCache:
     """Keep the teacher's predictions on all windows."""
-    num_vocabulary = int(teacher.get_output_embeddings().weight.shape[0])
-    fields = prediction_fields(options.cache_top_k, num_vocabulary)
+    fields = prediction_fields(options.cache_top_k, num_tokens_of(teacher))
     sequence = work.seed if options.sequence_level else "text"
     parts = (data.tokens.shape[1], sequence, work.seed, options.train.validation, options.cache_top_k, temperature)
     folder, identity = work.cache_of("predictions", *parts)
@@ -202,6 +226,11 @@ def _ask(
 
     cache.fill(predict, piece_rows=_PIECE_WINDOWS, progress=work.progress, description="teacher reads the text")
     return cache
+
+
+def num_tokens_of(model: PreTrainedModel) -> int:
+    """Tokens that a language model gives logits of."""
+    return int(model.get_output_embeddings().weight.shape[0])
 
 
 def _insight(pupil: Pupil, data: WindowData, options: DistillOptions, seed: int) -> Insight | None:

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.distill.objective import Insight, RowObjective
+import numpy as np
+
+from compress.distill.objective import ANSWERS, Insight, RowObjective
 from compress.distill.pupil import Pupil, prepare_pupil
 from compress.distill.result import DistillResult
 from compress.distill.rows import NumberedRows, RowData
 from compress.distill.run import Work, check_options, run, with_defaults
 from compress.distill.split import hold_out
 from compress.distill.validate import validate_rows
+from compress.train.start import check_training
 from edgesmith.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -54,13 +57,15 @@ def distill_rows(
     Raises:
         UsageError: nothing is to be learnt, labels are that are not there, or the student is larger.
         CheckpointError: student and teacher do not fit.
-        DataError: too few rows.
-        UnsupportedError: an architecture that shows no states or no attention, where they are to be learnt.
+        DataError: too few rows, or all of one class.
+        UnsupportedError: an architecture that shows no states or no attention, where they are to be learnt; or several
+            processes, where rows are compared.
         TrainingError: the loss is no number, or memory does not suffice.
     """
     targets = [one.target for one in data.examples[:num_from_file]]
     check_options(options, has_labels=any(one is not None for one in targets), items=data.readouts[1].items)
     check_tasks(data.teacher_task, data.task)
+    _check_classes(targets)
     labels = [one if isinstance(one, int) else None for one in targets]  # tags of tokens are no groups
     rows, held = hold_out(labels, options.train.validation, seed=work.seed, most=_MOST_VALIDATED)
     rows += range(num_from_file, len(data.examples))
@@ -69,9 +74,16 @@ def distill_rows(
         for start in range(0, min(_CALIBRATION_ROWS, len(rows)), _CALIBRATION_BATCH)
     ]
     pupil = prepare_pupil(teacher, student, data.task, options, seed=work.seed, batches=batches)
+    is_compared = data.readouts[1].items == "vectors" and options.soft > 0
+    check_training(pupil.student, options.train, num_rows=len(rows), compares_rows=is_compared, workplace=work.folder)
     insight = _insight(pupil, data, options, work.seed)
-    folder, identity = work.cache_of(data.teacher_task.max_length)
-    cache = data.ask(pupil.present_teacher, folder, identity=identity, progress=work.progress)
+    cache = None
+    if options.soft and insight is None:
+        folder, identity = work.cache_of(data.teacher_task.max_length, data.encoding)
+        cache = data.ask(pupil.present_teacher, folder, identity=identity, progress=work.progress)
+        theirs = np.asarray(cache.read(held)[ANSWERS], np.float32)
+    else:  # of the other rows nothing is to be kept
+        theirs = data.answers(pupil.present_teacher, held, of_teacher=True)
     if insight is None:
         pupil.teacher = None
     objective = RowObjective(
@@ -87,12 +99,12 @@ def distill_rows(
         objective=objective,
         rows=NumberedRows(rows, data.lengths),
         collate=data.collate,
-        validation=validate_rows(data, held, cache),
+        validation=validate_rows(data, held, theirs),
         options=with_defaults(options.train, epochs=_EPOCHS, learning_rate=_LEARNING_RATE),
         work=work,
         num_unlabelled=len(data.examples) - num_from_file,
         num_validated=len(held),
-        teacher_cache_bytes=cache.size_bytes,
+        teacher_cache_bytes=0 if cache is None else cache.size_bytes,
     )
 
 

@@ -12,14 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from compress.distill.losses import divergence
-from compress.distill.objective import ANSWERS
 from compress.train.score import Score
 from edgesmith.tasks import scoring
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from compress.distill.cache import TeacherCache
     from compress.distill.rows import RowData
 
 __all__ = ["Validation", "validate_language", "validate_rows"]
@@ -43,16 +41,20 @@ class Validation:
     """The teacher's own; None where it is what the student is held against."""
 
 
-def validate_rows(data: RowData, held: Sequence[int], cache: TeacherCache) -> Validation:
+def validate_rows(data: RowData, held: Sequence[int], theirs: NDArray[np.float32]) -> Validation:
     """The task's own metric where the held-out rows have labels, else agreement with the teacher.
 
     Few rows give few different figures, and a student goes on learning while its own stays: of those within a standard
     error, the nearer to the teacher's probabilities is better. For embeddings: Spearman's correlation of the
     similarities of all pairs of texts with the teacher's.
+
+    Args:
+        data: All rows.
+        held: Which of them are held out.
+        theirs: The teacher's answers to them.
     """
     rows = list(held)
     items = data.readouts[1].items
-    theirs = np.asarray(cache.read(rows)[ANSWERS], np.float32)
     if items == "vectors":
         compared = rows[:_MOST_COMPARED]
         similarities = _similarities(theirs[:_MOST_COMPARED])

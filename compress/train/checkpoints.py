@@ -50,8 +50,8 @@ class TrainingState:
     """The best of all evaluations; the kept weights are within its noise."""
     bad_evaluations: int = 0
     """Evaluations since the best one."""
-    micro_batch_size: int | None = None
-    """As memory allowed it, where that was less than asked for."""
+    micro_batches: list[dict[str, int]] = field(default_factory=list)
+    """How many rows were computed at once (`rows`) from which update on (`from_update`): memory may have halved it."""
     stopped_because: str = ""
     """Not empty once the training is over."""
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -65,6 +65,11 @@ class Checkpoints:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.last = root / "last"
+
+    @property
+    def has_state(self) -> bool:
+        """Whether a training lies there, under way or finished."""
+        return (self.last / _STATE).is_file() or (self.root / _FINISHED).is_file()
 
     def best(self, update: int) -> Path:
         """The file with the weights after an update."""

@@ -91,7 +91,9 @@ class Conductor(TrainerCallback):  # type: ignore[misc]  # transformers has no t
         del args, others
         plan, update, report = self._plan, state.global_step, self._trainer.report
         self.state.update = update
-        self.state.micro_batch_size = self._trainer.micro_batch_size
+        rows = self._trainer.micro_batch_size
+        if not self.state.micro_batches or self.state.micro_batches[-1]["rows"] != rows:
+            self.state.micro_batches.append({"from_update": update, "rows": rows})
         self._add_pending(report)
         is_last = update == plan.num_updates or report.is_time_up
         is_evaluated = plan.evaluate is not None and (is_last or self._is_evaluation_due(update))

@@ -34,7 +34,7 @@ class Objective(Protocol):
 
     An objective that compares the rows of a batch with each other (similarities between embeddings) sees those of
     one micro-batch only. It says so with an attribute `compares_rows = True`: its micro-batches are then never
-    halved when memory runs short, because that would change the result.
+    halved when memory runs short, because that would change what is learnt, and there is one process only.
     """
 
     def loss(self, model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Loss:

@@ -31,7 +31,14 @@ def training_bytes(parameters: Iterable[nn.Parameter]) -> int:
 
 
 def memory_error(
-    error: BaseException, *, num_rows: int | None, longest: int | None, state_bytes: int, is_checkpointed: bool
+    error: BaseException,
+    *,
+    num_rows: int | None,
+    longest: int | None,
+    state_bytes: int,
+    is_checkpointed: bool,
+    differing: str = "",
+    has_batch_norm: bool = False,
 ) -> TrainingError:
     """Turn a lack of memory into an error that names the sizes and the mends.
 
@@ -41,6 +48,8 @@ def memory_error(
         longest: Tokens of the longest of them, where rows have tokens.
         state_bytes: What `training_bytes` says.
         is_checkpointed: Whether `gradient_checkpointing` is on already.
+        differing: What is another with fewer rows at once, as `compress.train.start.what_differs` says it.
+        has_batch_norm: Whether there is batch norm, whose statistics gradient checkpointing takes twice.
     """
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     state = f"weights, gradients and AdamW's moments alone take {format_bytes(state_bytes)}"
@@ -49,8 +58,12 @@ def memory_error(
             f"training does not fit into memory: {state} ({first})",
             mend="Train a smaller model, or use a machine with more memory.",
         )
-    mends = ["train.micro_batch_size below " + str(num_rows)] if num_rows > 1 else []
-    mends += [] if is_checkpointed else ["train.gradient_checkpointing: true (neither changes the result)"]
+    fewer = f"not quite the same result: {differing}" if differing else "the same result"
+    twice = (
+        "not quite the same result: batch norm's statistics are taken twice" if has_batch_norm else "the same result"
+    )
+    mends = [f"train.micro_batch_size below {num_rows} ({fewer})"] if num_rows > 1 else []
+    mends += [] if is_checkpointed else [f"train.gradient_checkpointing: true ({twice})"]
     mends += ["a smaller train.max_length"] if longest else []
     tokens = f" of up to {longest} tokens" if longest else ""
     return TrainingError(

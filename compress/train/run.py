@@ -1,8 +1,9 @@
 """Train a model: any objective, one process or several, exactly resumed after any kill.
 
-The result depends on the seed, the rows, the options and the machine alone: not on the number of processes (beyond
-rounding, and as long as there is no dropout: each process draws its own), not on how a batch is cut into
-micro-batches, not on where a training was interrupted. With `max_minutes` it depends on the speed too.
+The result depends on the seed, the rows, the options and the machine alone, not on where a training was interrupted.
+On the number of processes, and on how a batch is cut into micro-batches, it depends by rounding only where the model
+has neither dropout, of which every process and every cut draws another, nor batch norm, whose statistics are those of
+the rows computed at once; both are facts of the result therefore. With `max_minutes` it depends on the speed too.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from compress.train.order import Order, Share, row_lengths
 from compress.train.out_of_memory import is_out_of_memory, memory_error, training_bytes
 from compress.train.processes import is_leader, num_processes, rank, tell_all
 from compress.train.score import Score
+from compress.train.start import CHECKPOINTS, check_training, what_differs
 from compress.train.trainer import SumTrainer, Trainee
-from edgesmith.errors import DataError, UnsupportedError
 from edgesmith.files import sha256_text
 from edgesmith.progress import SILENT, Progress
 from edgesmith.recipe.steps import TrainOptions
@@ -62,6 +63,9 @@ class Trained:
     """Entries with `update`, `epoch`, `learning_rate`, `gradient_norm`, `loss`, its parts, and `metric` where the
     model was evaluated; losses are means per item since the entry before."""
     stopped_because: str
+    num_processes: int
+    micro_batches: list[dict[str, int]]
+    """How many rows each process computed at once (`rows`), from which update on (`from_update`)."""
     seconds: float
     """Over all interrupted parts."""
     cpu_seconds: float
@@ -76,6 +80,8 @@ class Trained:
             "best_metric": self.best_metric,
             "metric_name": self.metric_name,
             "stopped_because": self.stopped_because,
+            "num_processes": self.num_processes,
+            "micro_batches": self.micro_batches,
             "history": self.history,
         }
 
@@ -120,13 +126,10 @@ def train(
         DataError: There are fewer rows than one batch has.
         TrainingError: The loss or its gradient is no finite number, or memory does not suffice.
         StorageError: The disk cannot hold the checkpoints.
-        UnsupportedError: Gradient checkpointing, of a model that has none.
+        UnsupportedError: Gradient checkpointing, of a model that has none, or rows that several processes compare.
     """
-    if len(dataset) < options.batch_size:
-        raise DataError(
-            f"{len(dataset)} rows to train on, fewer than one batch of {options.batch_size}",
-            mend="Give more rows, or set train.batch_size to fewer.",
-        )
+    compares_rows = bool(getattr(objective, "compares_rows", False))
+    check_training(model, options, num_rows=len(dataset), compares_rows=compares_rows, workplace=workplace)
     progress = progress if is_leader() else SILENT
     memory, cpu_begin = PeakMemory(), time.process_time()
     order = Order(num_rows=len(dataset), batch_size=options.batch_size, seed=seed, lengths=row_lengths(dataset))
@@ -139,7 +142,7 @@ def train(
         patience=options.patience,
         save_seconds=save_seconds,
     )
-    checkpoints = Checkpoints(workplace / "training")  # the caller may keep caches beside it
+    checkpoints = Checkpoints(workplace / CHECKPOINTS)
     with _prepared(model, options) as trainee_of:
         trainee = trainee_of(objective)
         arguments = _arguments(options, checkpoints.root, seed)
@@ -158,6 +161,8 @@ def train(
         metric_name=metric_name,
         history=state.history,
         stopped_because=state.stopped_because,
+        num_processes=num_processes(),
+        micro_batches=state.micro_batches,
         seconds=state.seconds,
         cpu_seconds=time.process_time() - cpu_begin,
         peak_memory_bytes=memory.peak_bytes,
@@ -190,7 +195,9 @@ def _run(
 ) -> None:
     clock = Clock(options.max_minutes * 60 if options.max_minutes else None, state.seconds)
     share_size = math.ceil(options.batch_size / num_processes())
-    micro_batch_size = min(state.micro_batch_size or share_size, options.micro_batch_size or share_size, share_size)
+    before = state.micro_batches[-1]["rows"] if state.micro_batches else share_size
+    micro_batch_size = min(before, options.micro_batch_size or share_size, share_size)
+    compares_rows = bool(getattr(trainee.objective, "compares_rows", False))
     is_resumed = state.update > 0
     with progress.bar("train", plan.num_updates) as report:
         trainer = SumTrainer(
@@ -204,7 +211,8 @@ def _run(
             clock=clock,
             checkpoints=checkpoints,
             micro_batch_size=micro_batch_size,
-            may_halve=not getattr(trainee.objective, "compares_rows", False),
+            may_halve=not compares_rows,
+            differing=what_differs(trainee.model, compares_rows=compares_rows),
             note=progress.note,
         )
         trainer.remove_callback(PrinterCallback)
@@ -273,11 +281,6 @@ def _prepared(model: PreTrainedModel, options: TrainOptions) -> Iterator[Callabl
     needed = [parameter.requires_grad for parameter in model.parameters()]
     device, verbosity = next(model.parameters()).device, transformers_logging.get_verbosity()
     states = random.getstate(), np.random.get_state()
-    if options.gradient_checkpointing and not model.supports_gradient_checkpointing:
-        raise UnsupportedError(
-            f"{type(model).__name__} has no gradient checkpointing",
-            mend="Leave train.gradient_checkpointing out; a smaller train.micro_batch_size needs less memory too.",
-        )
     with torch.random.fork_rng():
         try:
             if not any(needed):

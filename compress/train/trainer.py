@@ -27,6 +27,7 @@ from compress.train.objective import Objective
 from compress.train.order import Share
 from compress.train.out_of_memory import is_out_of_memory, memory_error, training_bytes
 from compress.train.processes import gather, num_processes, rank
+from compress.train.start import has_batch_norm
 from edgesmith.errors import TrainingError
 from edgesmith.recipe.steps import TrainOptions
 
@@ -89,7 +90,8 @@ class SumTrainer(Trainer):  # type: ignore[misc]  # transformers has no types he
         clock: Time that the training took, and may take.
         checkpoints: Where Trainer finds the weights when it resumes.
         micro_batch_size: Rows computed at once.
-        may_halve: Whether fewer rows at once leave the result as it is.
+        may_halve: Whether fewer rows may be computed at once where memory is short.
+        differing: What is another then, as `what_differs` says it.
         note: Tells the user something.
 
     Attributes:
@@ -111,6 +113,7 @@ class SumTrainer(Trainer):  # type: ignore[misc]  # transformers has no types he
         checkpoints: Checkpoints,
         micro_batch_size: int,
         may_halve: bool,
+        differing: str,
         note: Callable[[str], None],
     ) -> None:
         super().__init__(model=trainee, args=args, train_dataset=rows)
@@ -118,6 +121,7 @@ class SumTrainer(Trainer):  # type: ignore[misc]  # transformers has no types he
         self._options, self._seed, self._clock = options, seed, clock
         self._checkpoints, self._note = checkpoints, note
         self._may_halve = may_halve and num_processes() == 1
+        self._differing = differing
         self._last_loss: float | None = None
         self._num_tokens: int | None = None  # of the longest row of the last micro-batch
         self.lr_scheduler: LRScheduler
@@ -189,7 +193,7 @@ class SumTrainer(Trainer):  # type: ignore[misc]  # transformers has no types he
             self.micro_batch_size = math.ceil(min(size, len(rows)) / 2)
             self._note(
                 f"memory is short: going on with {self.micro_batch_size} rows at once instead of {min(size, len(rows))}"
-                "; the result is the same"
+                + (f"; not quite the same result: {self._differing}" if self._differing else "; the result is the same")
             )
 
     def _backward_once(self, model: nn.Module, rows: list[Any], size: int) -> UpdateReport:
@@ -231,7 +235,7 @@ class SumTrainer(Trainer):  # type: ignore[misc]  # transformers has no types he
         rate = self.lr_scheduler.get_last_lr()[0]
         raise TrainingError(
             f"the {name} is {value} in update {update} of {self.state.max_steps}, at a learning rate of {rate:.3g}"
-            f"{before}; the weights from before it are kept",
+            f"{before}",
             mend="Train with a lower learning rate: train.learning_rate, a third of what it is, say.",
         )
 
@@ -242,6 +246,8 @@ class SumTrainer(Trainer):  # type: ignore[misc]  # transformers has no types he
             longest=self._num_tokens,
             state_bytes=training_bytes(self.model.parameters()),
             is_checkpointed=self._options.gradient_checkpointing,
+            differing=self._differing,
+            has_batch_norm=has_batch_norm(self.model.model),
         )
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:

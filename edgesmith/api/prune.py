@@ -105,4 +105,6 @@ def prune_options(**given: Any) -> PruneOptions:
 def _describe(fault: Any) -> str:
     where = str(fault["loc"][0]) if fault["loc"] else ""
     said = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] != "value_error" and not isinstance(fault["input"], dict | list):
+        said += f", not {fault['input']!r}"
     return f"{where.replace('_', '-')}: {said}" if where else said

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgesmith.cli.options import Columns, Json, Out, Seed, TaskName, columns_of, within
+from edgesmith.cli.options import Columns, Json, Out, Seed, TaskName, columns_of, read_layers, within
 from edgesmith.errors import UsageError
 
 __all__ = ["distill"]
@@ -68,7 +68,7 @@ def distill(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows, or windows of text, of one update.")] = 16,
     micro_batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Rows computed at once: fewer need less memory.")
+        int | None, typer.Option(min=1, help="Rows computed at once: fewer need less memory. \\[default: the batch, fewer of large vocabularies]")
     ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(callback=within(0), help="At its highest. \\[default: by the kind of model]")
@@ -97,7 +97,7 @@ def distill(
     options = _options(
         {
             "num_layers": num_layers,
-            "layers": _layers(layers),
+            "layers": read_layers(layers),
             "soft": soft,
             "hard": hard,
             "hidden": hidden,
@@ -152,17 +152,6 @@ def _options(given: Mapping[str, Any]) -> Any:
         fault = error.errors()[0]
         name = str(fault["loc"][-1] if isinstance(fault["loc"][-1], str) else fault["loc"][0]).replace("_", "-")
         raise UsageError(f"--{name}: {str(fault['msg']).removeprefix('Value error, ')}") from error
-
-
-def _layers(given: str) -> str | tuple[int, ...]:
-    if not given[:1].isdigit():
-        return given
-    try:
-        return tuple(int(one) for one in given.split(","))
-    except ValueError as error:
-        raise UsageError(
-            f"--layers {given}: must be uniform, influence, or numbers from 0", mend="Such as 0,2,5."
-        ) from error
 
 
 def _show(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "columns_of",
     "headers",
     "pairs",
+    "read_layers",
     "within",
 ]
 
@@ -145,3 +146,15 @@ def pairs(given: list[str] | None, *, option: str = "--column", example: str = "
             raise UsageError(f"{option} {text}: must look like {example}")
         found[name.strip()] = value.strip()
     return found
+
+
+def read_layers(given: str) -> str | tuple[int, ...]:
+    """Read `--layers`: a name, or numbers."""
+    if not given[:1].isdigit():
+        return given
+    try:
+        return tuple(int(one) for one in given.split(","))
+    except ValueError as error:
+        raise UsageError(
+            f"--layers {given}: must be uniform, influence, or numbers from 0", mend="Such as 0,2,5."
+        ) from error

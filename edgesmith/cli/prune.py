@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgesmith.cli.options import Columns, DataFile, Json, Out, Seed, TaskName, Threads, columns_of, pairs, within
+from edgesmith.cli.options import (
+    Columns,
+    DataFile,
+    Json,
+    Out,
+    Seed,
+    TaskName,
+    Threads,
+    columns_of,
+    pairs,
+    read_layers,
+    within,
+)
 from edgesmith.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,8 +48,13 @@ def prune(
         str | None,
         typer.Option(help="structured: magnitude, taylor, activation or hessian. \\[default: hessian]"),
     ] = None,
-    num_layers: Annotated[
-        int | None, typer.Option(min=1, help="structured: layers that stay, the most influential.")
+    num_layers: Annotated[int | None, typer.Option(min=1, help="structured: layers that stay.")] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="structured: which: influence harms least at once, uniform is what an encoder learns best from "
+            "afterwards, or their numbers from 0, such as 0,2,5. \\[default: influence]"
+        ),
     ] = None,
     keep: Annotated[
         list[str] | None,
@@ -80,9 +97,10 @@ def prune(
         pattern=pattern,
         importance=importance,
         num_layers=num_layers,
+        layers=None if layers is None else read_layers(layers),
         keep={name: _size(text, f"--keep {name}") for name, text in _keep(keep).items()} or None,
-        max_params=_whole(max_params, "--max-params"),
-        max_macs=_whole(max_macs, "--max-macs"),
+        max_params=max_params,
+        max_macs=max_macs,
         max_latency=max_latency,
         multiple_of=multiple_of,
     )
@@ -105,23 +123,11 @@ def _keep(given: list[str] | None) -> dict[str, str]:
     return pairs(given, option="--keep", example="ffn=0.5")
 
 
-def _size(text: str, flag: str) -> float | int:
-    """A share below 1, or a whole number."""
+def _size(text: str, flag: str) -> float:
     try:
-        size = float(text)
+        return float(text)
     except ValueError as error:
         raise UsageError(f"{flag}: {text!r} is no number", mend="Give a share such as 0.5, or a number.") from error
-    found = _whole(size, flag)
-    assert found is not None
-    return found
-
-
-def _whole(size: float | None, flag: str) -> float | int | None:
-    if size is None or 0 < size < 1:
-        return size
-    if size != int(size):
-        raise UsageError(f"{flag}: {size:g} is neither a share below 1 nor a whole number")
-    return int(size)
 
 
 def _show(artifact: Artifact, facts: dict[str, Any], json: bool) -> None:

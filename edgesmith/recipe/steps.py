@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from edgesmith.recipe.strict import Positive, Strict
 
@@ -24,6 +24,16 @@ __all__ = [
 ]
 
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+
+
+def _whole_from_one(value: float) -> float:
+    if value >= 1 and value != int(value):
+        raise ValueError(f"{value:g} is neither a share below 1 nor a whole number")
+    return int(value) if value >= 1 else value
+
+
+Size = Annotated[float, Field(gt=0, allow_inf_nan=False), AfterValidator(_whole_from_one)]
+"""A share below 1, or a number from 1 on, which is then an int."""
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Layers = Literal["uniform", "influence"] | tuple[int, ...]
 Importance = Literal["magnitude", "taylor", "activation", "hessian"]
@@ -68,11 +78,13 @@ class TrainOptions(Strict):
     epochs: Positive | None = None
     """Times that the data are gone through; chosen by the kind of step when left out."""
     max_minutes: Positive | None = None
-    """Stop after so long, with the best weights so far; the result then depends on the machine."""
+    """Stop training after so long, with the best weights so far; the result then depends on the machine. What the
+    teacher reads before training begins does not count."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Rows (of a language model: windows) of one update, over all processes and accumulations."""
     micro_batch_size: Annotated[int | None, Field(ge=1)] = None
-    """Rows computed at once; fewer need less memory. The whole batch when left out."""
+    """Rows computed at once; fewer need less memory. When left out the whole batch, and of a language model so many
+    windows that their logits take 256 MB at most."""
     learning_rate: Positive | None = None
     """At its highest, after the warm-up; chosen by the kind of step when left out."""
     schedule: Literal["linear", "cosine"] = "linear"
@@ -140,7 +152,7 @@ class PruneOptions(Strict):
     """The last three set single weights to zero."""
     sparsity: Share | None = None
     """Of single weights: the share of zeros in every pruned matrix."""
-    pattern: Annotated[str | None, Field(pattern=r"^\d+:\d+$")] = None
+    pattern: str | None = None
     """Of single weights instead: `2:4` keeps two of every four in a row, which sparse tensor cores can use."""
     importance: Importance = "hessian"
     """Of structures: what decides which go."""
@@ -149,11 +161,11 @@ class PruneOptions(Strict):
     layers: Layers = "influence"
     """Which: those that change the hidden states most, which harms least at once; `uniform`, spread evenly, from
     which an encoder learns best afterwards; or by their numbers from 0."""
-    keep: dict[str, Share | Annotated[int, Field(ge=1)]] = {}  # noqa: RUF012
+    keep: dict[str, Size] = {}  # noqa: RUF012
     """Of structures: dimension (`ffn`, `heads`, `hidden`, `channels`) → share or number that stays."""
-    max_params: Share | Annotated[int, Field(ge=1)] | None = None
+    max_params: Size | None = None
     """Of structures: a budget, absolute or as a share of what there is; the dimensions are chosen within it."""
-    max_macs: Share | Annotated[int, Field(ge=1)] | None = None
+    max_macs: Size | None = None
     """The same in multiply-accumulates of one row."""
     max_latency: Share | None = None
     """The same as a share of the time measured here."""
@@ -169,9 +181,11 @@ class PruneOptions(Strict):
             others = "magnitude, wanda and sparsegpt" if self.method == "structured" else "method structured"
             raise ValueError(f"{sorted(wrong)[0]} means nothing to method {self.method}; it is for {others}")
         if self.method != "structured" and len(given) != 1:
-            raise ValueError(f"method {self.method} needs a sparsity, such as 0.5, or a pattern, such as 2:4, not both")
+            both = "both were given" if given else "neither was given"
+            raise ValueError(f"method {self.method} needs a sparsity, such as 0.5, or a pattern, such as 2:4; {both}")
         if self.pattern is not None:
-            kept, group = map(int, self.pattern.split(":"))
+            parts = self.pattern.split(":")
+            kept, group = map(int, parts) if len(parts) == 2 and "".join(parts).isdecimal() else (0, 0)
             if not 0 < kept < group:
                 raise ValueError(f"pattern {self.pattern}: N:M keeps N of every M weights, 0 < N < M, such as 2:4")
         return self

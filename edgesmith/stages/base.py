@@ -71,6 +71,9 @@ class Stage(ABC):
     def make(self, folder: Path, progress: Progress) -> Artifact:
         """Do the work: fill an empty folder and `seal` it."""
 
+    def published(self) -> None:  # noqa: B027  # most stages leave nothing to tidy
+        """Tidy up, now that the result lies where it is looked for; called again where a kill may have been sooner."""
+
     @property
     def key(self) -> StepKey:
         """Where the result lies in a store."""
@@ -153,6 +156,7 @@ def make_into(
             made = stage.make(work, progress)
         proof = prove(made)
         publish_folder(work, out.absolute())
+        stage.published()
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return read_artifact(out), proof

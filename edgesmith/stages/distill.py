@@ -31,6 +31,11 @@ __all__ = ["DistillStage"]
 _WINDOW = 256
 """Tokens of a window, where nobody says."""
 _ALL_WINDOWS = 1 << 30
+_READERS = {
+    False: ("compress.distill.rows",),
+    True: ("compress.distill.run_language", "edgesmith.stages.texts"),
+}
+"""Whether it is a language model → the modules that decide what its teacher reads, and what of its words is kept."""
 _LABEL_COLUMNS = ("label", "labels", "entities")
 
 
@@ -93,7 +98,8 @@ class DistillStage(TrainedStage):
         digests = [digest for role, digest in self.inputs.items() if role != "student"]
         tools = [f"{name} {version}" for name, version in tool_versions(*self.libraries).items()]
         columns = [f"{name}={column}" for name, column in sorted(self.columns.items())]
-        identity = sha256_text(*digests, *tools, *columns, self.task_name, code_digest("compress.distill.rows"))
+        code = [code_digest(module) for module in _READERS[self.task_name == TEXT_GENERATION]]
+        identity = sha256_text(*digests, *tools, *columns, self.task_name, *code)
         return Work(
             folder=workplace,
             cache=self.workplace,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from edgesmith.artifact import Artifact, Kind
-from edgesmith.errors import StorageError, UsageError
+from edgesmith.errors import EdgesmithError, StorageError, UsageError
 from edgesmith.files import hold_lock, storage_errors
 from edgesmith.progress import SILENT, Progress
 from edgesmith.stages.base import Stage
@@ -50,7 +50,7 @@ class TrainedStage(Stage):
         """
 
     def make(self, folder: Path, progress: Progress) -> Artifact:
-        """Do the work in the workplace, and remove that afterwards.
+        """Do the work in the workplace, which stays until the result is published.
 
         Raises:
             UsageError: Another process is at the same training.
@@ -70,12 +70,19 @@ class TrainedStage(Stage):
             with hold_lock(place, wait=False):
                 made = self.make_trained(folder, place, progress)
                 self.leave_to_leader()
-                shutil.rmtree(place, ignore_errors=True)
         except BlockingIOError as error:
             raise UsageError(
                 f"{place}: another process is at this very training", mend="Wait for it, or end it."
             ) from error
         return made
+
+    def published(self) -> None:
+        """Remove the workplace: until here, a kill or a full disk has cost no training."""
+        with suppress(BlockingIOError, EdgesmithError):  # another process is at it, or a file it was made of is gone
+            place = self.workplace / self.key.digest
+            if place.is_dir():
+                with hold_lock(place, wait=False):
+                    shutil.rmtree(place, ignore_errors=True)
 
     def leave_to_leader(self) -> None:
         """End here, with success, in a process that only helped to train; the first one writes the result.

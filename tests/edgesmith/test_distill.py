@@ -15,7 +15,7 @@ from edgesmith.cli.distill import distill as command
 from edgesmith.errors import DataError
 from edgesmith.recipe import DistillOptions
 from edgesmith.stages.distill import DistillStage
-from edgesmith.tasks import sample_texts
+from edgesmith.tasks import TokenClassification, load_task, sample_texts
 from tests.compress.distill.conftest import LABELS, save_bert
 from tests.export.generators import save_generator
 
@@ -68,6 +68,22 @@ def test_rows_without_labels_are_held_against_the_teacher(teacher: Path, tmp_pat
     )
     assert (facts["metric"], facts["num_unlabelled"], facts["num_trained"]) == ("agreement", 8, 44)
     assert {parent.role for parent in made.manifest.parents} == {"teacher", "data", "unlabelled"}
+
+
+def test_a_student_without_a_head_gets_one_for_its_teachers_tags(tmp_path: Path) -> None:
+    tags = dict(enumerate(("O", "B-FIRST", "I-FIRST")))
+    teacher = save_bert(tmp_path / "teacher", model_class="BertForTokenClassification", id2label=tags)
+    student = save_bert(tmp_path / "student", model_class="BertModel", num_hidden_layers=1)
+    rows = [text.split() for text in sample_texts()[:40]]
+    labelled = [{"tokens": words, "labels": ["B-FIRST", *("O" for _ in words[1:])]} for words in rows]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in labelled))
+    options = OPTIONS.model_copy(update={"num_layers": None, "student": str(student), "soft": 0.0, "hard": 1.0})
+    made, facts = distill(teacher, data=data, out=tmp_path / "out", options=options, workplace=tmp_path / "work")
+    assert facts["metric"] == "entity_f1"
+    task = load_task(made.folder)
+    assert isinstance(task, TokenClassification)
+    assert task.tags == tuple(tags.values())
 
 
 def test_the_key_knows_the_options_and_the_data_but_not_the_workplace(teacher: Path, tmp_path: Path) -> None:

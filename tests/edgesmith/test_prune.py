@@ -110,7 +110,7 @@ def test_the_command_shows_every_kind_of_matrix_and_what_stayed(
 
 
 def test_sizes_of_the_command_are_shares_or_whole_numbers(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--keep ffn: 2.5 is neither a share below 1 nor a whole number"):
+    with pytest.raises(UsageError, match=r"2.5 is neither a share below 1 nor a whole number"):
         command(checkpoint, tmp_path / "out", keep=["ffn=2.5"])
     with pytest.raises(UsageError, match="--keep ffn: 'half' is no number"):
         command(checkpoint, tmp_path / "out", keep=["ffn=half"])

@@ -10,13 +10,10 @@ from compress_bench.release import COLUMNS, Measured, run_recipe
 MAX_TRAINING_S = 15 * 60
 MIN_REDUCTION, MIN_SPEEDUP, MIN_TEXTS = 10.0, 6.0, 1300
 SMALL = "examples/news/small.yaml"
-LAYERS, TOKENS = "steps.2.prune.num_layers", "steps.1.trim-vocabulary.max_tokens"
 VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
     "int8 alone": ("examples/news/recipe.yaml", {}),
     "small.yaml": (SMALL, {}),
     "small.yaml, 32 shared codes": (SMALL, {"targets.phone.quantize.clusters": "32"}),
-    "small.yaml, 3 layers": (SMALL, {LAYERS: "3"}),
-    "small.yaml, 1 layer, 4,000 tokens": (SMALL, {LAYERS: "1", TOKENS: "4000"}),
 }
 
 
