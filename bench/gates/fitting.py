@@ -16,6 +16,7 @@ _TIMED = _ANY | {"throughput", "cpu", "speed"}
 # Task → gates that it can have, and metrics of its answers where they are not the task's own.
 _KINDS: Mapping[str, frozenset[str]] = {
     "text-classification": _TIMED | {"flips", "divergence"},
+    "image-classification": _TIMED | {"flips", "divergence"},
     "feature-extraction": _TIMED,
     _TEXT_GENERATION: _ANY | {"flips", "divergence", "perplexity", "generation"},
 }

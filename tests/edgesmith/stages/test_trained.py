@@ -11,10 +11,13 @@ import pytest
 from pydantic import JsonValue
 
 from edgesmith.artifact import Artifact
-from edgesmith.errors import UsageError
+from edgesmith.errors import StorageError, UsageError
 from edgesmith.files import hold_lock
 from edgesmith.progress import SILENT, Progress
+from edgesmith.stages.base import make_into
 from edgesmith.stages.trained import TrainedStage
+from edgesmith.store import Store
+from edgesmith.walkers import Runner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +58,41 @@ def out(root: Path) -> Path:
     return folder
 
 
-def test_an_interrupted_run_finds_its_workplace_again_and_a_finished_one_leaves_none(tmp_path: Path) -> None:
+def test_an_interrupted_run_finds_its_workplace_again_and_a_published_one_leaves_none(tmp_path: Path) -> None:
+    def refuse(made: Artifact) -> None:
+        raise ZeroDivisionError(made)
+
     with pytest.raises(KeyboardInterrupt):
-        stage(tmp_path, stop).make(tmp_path, SILENT)
-    made = stage(tmp_path).make(out(tmp_path), SILENT)
-    assert made.file("begun").read_text() == "xx"
+        make_into(stage(tmp_path, stop), tmp_path / "out", lambda _: None)
+    with pytest.raises(ZeroDivisionError):  # between the training and the moment when its result is in place
+        make_into(stage(tmp_path), tmp_path / "out", refuse)
+    made, _ = make_into(stage(tmp_path), tmp_path / "out", lambda _: None)
+    assert made.file("begun").read_text() == "xxx"
     assert not list((tmp_path / "work").iterdir())
+
+
+def test_a_store_keeps_the_workplace_until_the_result_is_in_it_and_finding_it_removes_what_a_kill_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "work" / stage(tmp_path).key.digest
+    runner = Runner(store=Store(tmp_path / "store"), progress=SILENT)
+
+    def full(*paths: Path) -> None:
+        raise StorageError(f"{paths[0]}: the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("edgesmith.store.publish_folder", full)
+        with pytest.raises(StorageError):
+            runner.step("count", "counts", (), lambda: stage(tmp_path))
+    assert (place / "begun").exists()
+    made = runner.step("count", "counts", (), lambda: stage(tmp_path))
+    assert made is not None
+    assert made.file("begun").read_text() == "xx"
+    assert not place.exists()
+    place.mkdir()
+    runner.step("count", "counts", (), lambda: stage(tmp_path))
+    assert runner.steps[-1].was_cached
+    assert not place.exists()
 
 
 def test_workplace_is_no_part_of_the_key(tmp_path: Path) -> None:
