@@ -9,10 +9,8 @@ import csv
 import hashlib
 import heapq
 import json
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,6 @@ __all__ = [
     "check_no_nul",
     "data_digest",
     "encoding_mend",
-    "named_files_digest",
     "read_rows",
     "sample_rows",
 ]
@@ -36,7 +33,6 @@ __all__ = [
 TEXT_FORMATS = (".txt", ".md", ".text", ".raw")
 """Extensions of plain texts."""
 MAX_FIELD_CHARS = 16 * 1024 * 1024
-_MAX_PATH_CHARS = 4096
 _NUM_LOOKED_AT = 20
 """Rows that tell which columns there are."""
 
@@ -142,47 +138,6 @@ def data_digest(path: Path) -> str:
     if not Path(path).is_file():
         raise UsageError(f"{path}: no such data file", mend="Check the path.")
     return sha256_file(Path(path))
-
-
-def named_files_digest(path: Path, column: str) -> str | None:
-    """A hash of the files that a data file's rows name, so that another picture is another key.
-
-    Args:
-        path: As for `read_rows`.
-        column: Whose values are paths relative to the data file.
-
-    Returns:
-        Hexadecimal; None if the first row names no file there. Files that are missing count as that.
-
-    Raises:
-        DataError: The data file is damaged.
-        StorageError: A file cannot be read.
-    """
-    if not isinstance(next(read_rows(path)).values.get(column), str):
-        return None
-    digest = hashlib.sha256()
-    for row in read_rows(path):
-        name = row.values.get(column)
-        if isinstance(name, str) and len(name) <= _MAX_PATH_CHARS and "\0" not in name:
-            digest.update(f"{name}\0{_file_digest(path.parent / name)}\n".encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    """The file's hash, computed once while it stays as it is."""
-    try:
-        state = path.stat()
-    except (OSError, ValueError):
-        return "missing"
-    if not stat.S_ISREG(state.st_mode):
-        return "missing"
-    return _hash_of(path, (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
-
-
-@lru_cache(maxsize=1 << 18)
-def _hash_of(path: Path, state: tuple[int, ...]) -> str:
-    del state  # of the file as it is now
-    return sha256_file(path)
 
 
 def _lot(seed: int, position: int) -> bytes:

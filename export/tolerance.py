@@ -18,7 +18,7 @@ class Tolerance:
         max_abs_scaled: Largest difference of any output element, in units of the largest reference output
             (at least 1).
         relative_error: Length of the difference over the length of the reference, over all vectors.
-        min_top1_agreement: Share of rows whose best label is the reference's, or one to which the reference
+        min_top1_agreement_decided: Share of rows whose best label is the reference's, or one to which the reference
             gives at most `tie` less probability (logits).
         tie: Labels whose probabilities differ by less are undecided.
         max_mean_kl: Mean divergence of the label probabilities, in nats (logits).
@@ -29,7 +29,7 @@ class Tolerance:
 
     max_abs_scaled: float | None = None
     relative_error: float | None = None
-    min_top1_agreement: float | None = None
+    min_top1_agreement_decided: float | None = None
     tie: float = 0.0
     max_mean_kl: float | None = None
     max_kl: float | None = None
@@ -42,7 +42,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "fp32": Tolerance(
         max_abs_scaled=1e-4,
         relative_error=3e-5,
-        min_top1_agreement=1.0,
+        min_top1_agreement_decided=1.0,
         tie=1e-4,
         max_mean_kl=1e-7,
         max_kl=1e-6,
@@ -53,7 +53,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "fp16": Tolerance(
         max_abs_scaled=2e-2,
         relative_error=1e-2,
-        min_top1_agreement=0.99,
+        min_top1_agreement_decided=0.99,
         tie=0.01,
         max_mean_kl=1e-3,
         max_kl=1e-2,
@@ -65,7 +65,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
     # Min-max ranges over outliers give 0.93, a layer that should have stayed in float 0.3: both are refused.
     "int8": Tolerance(
         relative_error=0.25,
-        min_top1_agreement=0.97,
+        min_top1_agreement_decided=0.97,
         tie=0.05,
         max_mean_kl=0.01,
         max_kl=0.3,

@@ -302,7 +302,7 @@ def _breaches(rows: _Rows, metrics: Mapping[str, float], limits: Tolerance) -> I
         "relative_error": (limits.relative_error, "max_abs", True),
         "kl_mean": (limits.max_mean_kl, "kl", True),
         "kl_max": (limits.max_kl, "kl", True),
-        "top1_agreement_decided": (limits.min_top1_agreement, "top1_decided", False),
+        "top1_agreement_decided": (limits.min_top1_agreement_decided, "top1_decided", False),
         "cosine_min": (limits.min_cosine, "cosine", False),
         "cosine_mean": (limits.min_mean_cosine, "cosine", False),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,9 +57,3 @@ def kept_predictions(
         ids_NK = logits_NV.topk(min(top_k, logits_NV.shape[-1]), dim=-1).indices
         log_probs = bucketed(logits_NV, ids_NK, temperature=temperature)
     return {IDS: ids_NK.cpu().numpy(), LOG_PROBS: log_probs.cpu().numpy()}
-
-
-def num_scored(windows: Sequence[Sequence[int]], first: Sequence[int]) -> NDArray[np.int64]:
-    """Positions of each window that are scored, when its tokens from `first` on have labels."""
-    counts = [len(window) - max(start, 1) for window, start in zip(windows, first, strict=True)]
-    return np.array(counts, np.int64)

@@ -31,7 +31,7 @@ _TRIPLES = (
     ("to_q", "to_k", "to_v"),
     ("q", "k", "v"),
 )
-_FUSED = ("qkv", "Wqkv", "c_attn", "qkv_proj")
+_FUSED = ("qkv", "Wqkv", "c_attn")  # not "qkv_proj": CodeGen's is four blocks of queries, values and keys
 _MIN_HEAD_WIDTH = 16
 
 

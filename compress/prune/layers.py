@@ -16,41 +16,12 @@ from edgesmith.errors import UnsupportedError, UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["LayerChoice", "choose_layers", "keep_layers", "layer_importance", "pick_layers"]
+__all__ = ["LayerChoice", "choose_layers", "keep_layers", "layer_importance"]
 
-LayerChoice: TypeAlias = Literal["uniform", "influence", "perturbation"] | Sequence[int]
+LayerChoice: TypeAlias = Literal["uniform", "influence"] | Sequence[int]
 
 _TOLERANCE = 1e-4
 """Largest difference, relative to the largest output, between the smaller model and the full one that skips layers."""
-
-
-def pick_layers(
-    model: PreTrainedModel,
-    num_layers: int,
-    which: LayerChoice = "uniform",
-    batches: Sequence[Mapping[str, Any]] = (),
-) -> PreTrainedModel:
-    """Make a model of some of another's layers, with all else as it is.
-
-    Args:
-        model: In evaluation mode. Not modified.
-        num_layers: Layers that stay.
-        which: `uniform`: spread evenly, first and last included; `influence`: those that turn the hidden states
-            most (ShortGPT's block influence); `perturbation`: those without which the outputs change most; or
-            their numbers from 0, in any order.
-        batches: Encoded rows; needed for influence and perturbation.
-
-    Returns:
-        A model of the same class, in evaluation mode, trainable, whose configuration says `num_layers` and which
-        `save_pretrained` saves as an ordinary model. That it computes what the full model does when it skips the
-        other layers has been checked.
-
-    Raises:
-        UsageError: more layers than there are, fewer than one, or a list that does not fit.
-        UnsupportedError: the model's layers cannot be told, or do not work without each other.
-        DataError: there are no batches, and the choice needs some.
-    """
-    return keep_layers(model, choose_layers(model, num_layers, which, batches))
 
 
 def choose_layers(
@@ -59,7 +30,20 @@ def choose_layers(
     which: LayerChoice = "uniform",
     batches: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[int, ...]:
-    """Choose the layers that stay, in ascending order; see `pick_layers`."""
+    """Choose the layers that stay, in ascending order.
+
+    Args:
+        model: In evaluation mode.
+        num_layers: Layers that stay.
+        which: `uniform`: spread evenly, first and last included; `influence`: those that turn the hidden states
+            most (ShortGPT's block influence); or their numbers from 0, in any order.
+        batches: Encoded rows; needed for influence.
+
+    Raises:
+        UsageError: more layers than there are, fewer than one, or a list that does not fit.
+        UnsupportedError: the model's layers cannot be told.
+        DataError: there are no batches, and the choice needs some.
+    """
     stack = find_stack(model)
     total = stack.num_layers
     if not 1 <= num_layers <= total:
@@ -68,8 +52,8 @@ def choose_layers(
         )
     if which == "uniform":
         return _uniform(total, num_layers)
-    if which == "influence" or which == "perturbation":
-        importance = layer_importance(model, batches, which)
+    if which == "influence":
+        importance = layer_importance(model, batches)
         # Where one layer has tensors that the others lack, such as the table of relative positions, nothing can
         # take its place.
         needed = [index for index in range(total) if _is_singular(stack, index)]
@@ -87,7 +71,19 @@ def choose_layers(
 
 
 def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
-    """Make a model of the layers with these numbers, ascending; see `pick_layers`."""
+    """Make a model of some of another's layers, with all else as it is.
+
+    Args:
+        model: In evaluation mode. Not modified.
+        kept: Their numbers from 0, ascending.
+
+    Returns:
+        A model of the same class, in evaluation mode, trainable, which `save_pretrained` saves as an ordinary model.
+        That it computes what the full model does when it skips the other layers has been checked.
+
+    Raises:
+        UnsupportedError: the model's layers cannot be told, or do not work without each other.
+    """
     stack = find_stack(model)
     text = model.config.get_text_config()
     changes: dict[str, Any] = {"num_hidden_layers": len(kept)}
@@ -114,29 +110,22 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
     return smaller
 
 
-def layer_importance(
-    model: PreTrainedModel,
-    batches: Sequence[Mapping[str, Any]],
-    how: Literal["influence", "perturbation"] = "influence",
-) -> list[float]:
+def layer_importance(model: PreTrainedModel, batches: Sequence[Mapping[str, Any]]) -> list[float]:
     """Measure how much each layer does, on real rows.
 
     Args:
         model: In evaluation mode.
         batches: Encoded rows.
-        how: `influence` is 1 - cos(before, after), the mean over the positions that are no padding;
-            `perturbation` is ‖change of the outputs‖² / ‖outputs‖² when the layer is skipped.
 
     Returns:
-        One figure a layer, larger for those that do more.
+        One figure a layer, larger for those that do more: 1 - cos(before, after), the mean over the positions that
+        are no padding.
 
     Source: Men et al., "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect" (2024), eq. 1.
     """
     stack, prepared = find_stack(model), as_batches(batches, model)
     with torch.inference_mode():
-        if how == "influence":
-            return _influence(model, stack, prepared)
-        return [_perturbation(model, stack, prepared, index) for index in range(stack.num_layers)]
+        return _influence(model, stack, prepared)
 
 
 def _uniform(total: int, num: int) -> tuple[int, ...]:
@@ -178,20 +167,6 @@ def _influence(model: PreTrainedModel, stack: LayerStack, batches: Sequence[Batc
         for handle in hooks:
             handle.remove()
     return [total / count for total in totals]
-
-
-def _perturbation(model: PreTrainedModel, stack: LayerStack, batches: Sequence[Batch], index: int) -> float:
-    change = size = 0.0
-    for batch in batches:
-        full = main_output(outputs_of(model, batch)).double()
-        with skipped(stack, [index]):
-            without = main_output(outputs_of(model, batch)).double()
-        if full.ndim == 3:
-            mask = token_mask(batch, full)
-            full, without = full[mask], without[mask]
-        change += float((full - without).square().sum())
-        size += float(full.square().sum())
-    return change / size
 
 
 def _check(model: PreTrainedModel, stack: LayerStack, smaller: PreTrainedModel, kept: Sequence[int]) -> None:

@@ -18,17 +18,12 @@ class Clock:
     def __init__(self, limit_seconds: float | None = None, before_seconds: float = 0.0) -> None:
         self.limit_seconds = limit_seconds
         self._start = time.monotonic() - before_seconds
-        self._agreed = before_seconds
+        self._agreed = before_seconds  # by the first process's clock, as of the last update: all decide by it
 
     @property
     def elapsed(self) -> float:
         """Seconds by this process's own clock."""
         return time.monotonic() - self._start
-
-    @property
-    def agreed(self) -> float:
-        """Seconds by the first process's clock, as of the last update: all processes decide by it."""
-        return self._agreed
 
     @property
     def fraction(self) -> float:

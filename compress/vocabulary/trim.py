@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.checkpoint import Checkpoint, open_checkpoint, quantization_of, read_json
+from compress.skeleton import TORCH_DTYPES
 from compress.vocabulary.axes import Architecture, find_axes
 from compress.vocabulary.characters import single_characters
 from compress.vocabulary.corpus import MIN_TOKENS, EncodedCorpus, encode_corpus
@@ -194,13 +195,19 @@ def _prove(
 
 def _sizes(before: Checkpoint, after: Checkpoint) -> dict[str, Any]:
     return {
-        "num_parameters_before": sum(math.prod(entry.shape) for entry in before.entries.values()),
-        "num_parameters_after": sum(math.prod(entry.shape) for entry in after.entries.values()),
+        "num_parameters_before": _num_parameters(before),
+        "num_parameters_after": _num_parameters(after),
         "weights_bytes_before": sum(entry.size_bytes for entry in before.entries.values()),
         "weights_bytes_after": sum(entry.size_bytes for entry in after.entries.values()),
         "tokenizer_bytes_before": (before.folder / "tokenizer.json").stat().st_size,
         "tokenizer_bytes_after": (after.folder / "tokenizer.json").stat().st_size,
     }
+
+
+def _num_parameters(checkpoint: Checkpoint) -> int:
+    """Those of integers are tables of positions and counters that older models have saved: nothing that is trained."""
+    floats = [entry for entry in checkpoint.entries.values() if entry.dtype in TORCH_DTYPES]
+    return sum(math.prod(entry.shape) for entry in floats)
 
 
 def _write_record(folder: Path, result: TrimResult, selection: Selection) -> None:

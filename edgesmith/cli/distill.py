@@ -68,7 +68,11 @@ def distill(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows, or windows of text, of one update.")] = 16,
     micro_batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Rows computed at once: fewer need less memory. \\[default: the batch, fewer of large vocabularies]")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Rows computed at once: fewer need less memory. \\[default: the batch, fewer of large vocabularies]",
+        ),
     ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(callback=within(0), help="At its highest. \\[default: by the kind of model]")

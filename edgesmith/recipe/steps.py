@@ -118,7 +118,8 @@ class DistillOptions(Strict):
     soft: Weight = 1.0
     """Weight of the teacher's softened predictions (of an embedding model: of the similarities between rows)."""
     hard: Weight = 0.0
-    """Weight of the labels, for rows that have one (of a language model: of the text's own next tokens)."""
+    """Weight of the labels (of a language model: of the text's own next tokens). It is that of a mean over all rows, to
+    which those without a label add nothing: where few have one, give more."""
     hidden: Weight = 0.0
     """Weight of the hidden states, through a learned projection where widths differ."""
     relation: Weight = 0.0

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from edgesmith.data import data_digest, named_files_digest
+from edgesmith.data import data_digest
 from edgesmith.files import sha256_text
+from edgesmith.named_files import named_files_digest
 from edgesmith.tasks import Example, Task
 from edgesmith.tasks.base import sample_texts
 

@@ -35,6 +35,7 @@ class TrainedStage(Stage):
 
     kind: ClassVar[Kind] = "checkpoint"
     libraries: ClassVar[tuple[str, ...]] = _LIBRARIES
+    is_of_this_machine: ClassVar[bool] = True  # a training adds up how its processor rounds
 
     workplace: Path
     """Folder below which the stage's own lies, named by its key; no part of the key."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgesmith.data import Row
 from edgesmith.errors import ArtifactError, DataError, UnsupportedError, UsageError
 from edgesmith.files import storage_errors
+from edgesmith.named_files import path_of_name
 from edgesmith.tasks.base import Array, Arrays, Example, Metric, Picture, Prediction, Task, TaskInput
 from edgesmith.tasks.classes import CLASS_METRICS, class_logits, class_predictions, read_class, read_class_names
 from edgesmith.tasks.columns import read_text
@@ -184,14 +185,12 @@ class ImageClassification(Task):
 
 
 def _picture_path(row: Row, name: str) -> Path:
-    """Where a row's picture is. A data file from elsewhere cannot make us look at any other file."""
-    relative = PurePosixPath(name)
-    if not name or relative.is_absolute() or ".." in relative.parts or "\0" in name:
+    path = path_of_name(row.path, name)
+    if path is None:
         raise DataError(
             f"{row.place}: the picture {name!r} is not named by a path below the data file's folder",
             mend="Put the pictures into that folder or one below it, and name them from there: test/7.png.",
         )
-    path = row.path.parent / relative
     if not path.is_file():
         raise DataError(f"{row.place}: there is no picture {path}", mend="Paths are relative to the data file.")
     return path

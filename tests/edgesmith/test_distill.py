@@ -13,8 +13,10 @@ from edgesmith.api.distill import distill
 from edgesmith.artifact import open_artifact
 from edgesmith.cli.distill import distill as command
 from edgesmith.errors import DataError
+from edgesmith.progress import SILENT
 from edgesmith.recipe import DistillOptions
 from edgesmith.stages.distill import DistillStage
+from edgesmith.store import _read_module as read_module
 from edgesmith.tasks import TokenClassification, load_task, sample_texts
 from tests.compress.distill.conftest import LABELS, save_bert
 from tests.export.generators import save_generator
@@ -97,6 +99,28 @@ def test_the_key_knows_the_options_and_the_data_but_not_the_workplace(teacher: P
     rows, fewer = write_rows(tmp_path / "rows.jsonl"), write_rows(tmp_path / "fewer.jsonl", num=30)
     assert key(rows) == key(rows, place="b")
     assert len({key(rows), key(fewer), key(rows, seed=1), key(rows, soft=0.5)}) == 4
+
+
+def test_kept_words_of_a_teacher_are_those_of_the_code_that_reads_and_keeps_them(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def identity(folder: Path, changed: str) -> str:
+        def read(name: str) -> tuple[str, tuple[str, ...]] | None:
+            found = read_module(name)
+            return (f"another {found[0]}", found[1]) if found and name == changed else found
+
+        with monkeypatch.context() as patch:
+            patch.setattr("edgesmith.store._read_module", read)
+            opened = open_artifact(folder, kinds=("checkpoint",))
+            stage = DistillStage(workplace=tmp_path, teacher=opened, data=rows, distill=OPTIONS)
+            return stage._work(tmp_path, SILENT).identity
+
+    rows = write_rows(tmp_path / "rows.jsonl")
+    writer = save_generator(tmp_path / "writer")
+    for name in ("compress.distill.predictions", "compress.distill.generation", "edgesmith.stages.texts"):
+        assert identity(writer, name) != identity(writer, "")
+    assert identity(teacher, "compress.distill.readout") != identity(teacher, "")
+    assert identity(teacher, "compress.distill.generation") == identity(teacher, "")
 
 
 def test_a_language_model_is_distilled_on_a_text(tmp_path: Path) -> None:

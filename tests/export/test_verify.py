@@ -207,7 +207,7 @@ def test_limits_widen_with_fewer_bits() -> None:
         assert wide.min_cosine is not None
         assert tight.min_cosine > wide.min_cosine
         assert (tight.max_mean_kl or 0) < (wide.max_mean_kl or 0)
-        assert (tight.min_top1_agreement or 0) > (wide.min_top1_agreement or 0)
+        assert (tight.min_top1_agreement_decided or 0) > (wide.min_top1_agreement_decided or 0)
 
 
 @pytest.fixture(scope="module")

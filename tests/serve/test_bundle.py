@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from edgesmith import api
-from edgesmith.bundle import runtime_files, runtime_libraries, write_bundle
+from edgesmith.bundle import write_bundle
 from edgesmith.errors import UnsupportedError, UsageError
+from edgesmith.thin_runtime import runtime_files, runtime_libraries
 from tests.serve.served import serving
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgesmith.data import Row, named_files_digest
+from edgesmith.data import Row
 from edgesmith.errors import DataError, EdgesmithError, UsageError
+from edgesmith.named_files import named_files_digest
 from edgesmith.stages.rows import Rows
 from edgesmith.tasks import Example, ImageClassification, TextClassification
 from tests.tasks.test_image_classification import file_of, photo, write_folder
@@ -86,6 +87,18 @@ def test_a_changed_picture_changes_the_key_and_a_copy_does_not(data: Path, tmp_p
     assert changed != before == Rows(path=data).digest
     picture.unlink()
     assert Rows(path=data).digest not in (before, changed)
+
+
+@pytest.mark.parametrize("is_absolute", [True, False])
+def test_what_lies_outside_the_data_files_folder_is_not_even_hashed(
+    is_absolute: bool, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = tmp_path_factory.mktemp("elsewhere") / "private.txt"
+    name = str(other) if is_absolute else os.path.relpath(other, data.parent)
+    data.write_text(json.dumps({"image": name, "label": "red"}) + "\n")
+    before = named_files_digest(data, "image")
+    other.write_text("private")
+    assert named_files_digest(data, "image") == before
 
 
 def test_rows_of_texts_are_hashed_as_before(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def prune_structure(
     model, kept_layers = _keep_layers(full, options, prepared, progress)
     carver = Carver(model, full, options, prepared, progress)
     smaller = carver.carve()
+    change = carver.change_of(smaller)
     result = StructureResult(
         path=out,
         importance=options.importance,
@@ -84,8 +85,8 @@ def prune_structure(
         macs_before=count_macs(full, row),
         macs_after=count_macs(smaller, row),
         row_shape={name: tuple(value.shape) for name, value in sorted(row.items())},
-        output_change=carver.change_of(smaller),
-        notes=tuple(carver.notes),
+        output_change=change,
+        notes=(*carver.notes, *_warnings(change)),
     )
     _save(smaller, checkpoint, out, kind, result.widths)
     write_result(result, out)
@@ -130,6 +131,15 @@ def _keep_layers(
     with progress.bar("measuring layers"):
         kept = choose_layers(model, options.num_layers, options.layers, batches)
     return keep_layers(model, kept), kept
+
+
+def _warnings(output_change: float) -> tuple[str, ...]:
+    if output_change < 1:
+        return ()
+    return (
+        f"outputs changed by {output_change:.0%}, more than if all were zero: before it is trained the model answers "
+        "nothing; other layers (uniform) or larger sizes may leave more to start from",
+    )
 
 
 def _save(model: PreTrainedModel, source: Path, out: Path, kind: ModelKind, widths: Sequence[Width]) -> None:

@@ -48,6 +48,12 @@ def test_a_model_without_attention_is_refused() -> None:
         find_attentions(transformers.ResNetModel(config))
 
 
+def test_queries_that_are_fused_with_the_rest_in_blocks_are_refused() -> None:
+    config = transformers.CodeGenConfig(vocab_size=40, n_embd=32, n_layer=1, n_head=4, rotary_dim=4, n_positions=32)
+    with pytest.raises(UnsupportedError, match=r"CodeGenModel.*queries"):
+        find_attentions(transformers.CodeGenModel(config))
+
+
 def reference(student: NDArray[np.float64], teacher: NDArray[np.float64], heads: int, causal: bool) -> list[float]:
     """Token by token, of one text without padding."""
     length, found = len(student), []

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from compress.distill.language import LanguageObjective
 from compress.distill.losses import DIVERGENCES
 from compress.distill.run_language import LanguageKind, WindowData, _ask, distill_language
 from compress.load import load_model
-from edgesmith.errors import UsageError
+from edgesmith.errors import DataError, UnsupportedError, UsageError
+from edgesmith.progress import Progress
 from tests.compress.distill.conftest import options, weights, work
 from tests.export.generators import NUM_TOKENS
 
@@ -82,6 +85,49 @@ def test_a_student_can_learn_from_what_its_teacher_writes(
     assert {"soft", "hard"} <= result.history[-1].keys()
     cached = sorted(path.name for path in (tmp_path / "cache").glob("teacher-*/*.bin"))
     assert cached == ["ids.bin", "log_probs.bin", "tokens.bin"]
+
+
+class Told(Progress):
+    """Remembers all that is said and shown."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    @contextmanager
+    def bar(self, description: str, total: float | None = None) -> Iterator[Any]:
+        del total
+        self.said.append(description)
+        yield lambda amount, text="": None
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_windows_are_computed_at_once_as_far_as_their_logits_are_not_too_large(
+    language_model: Path, windows: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wishes = {"num_layers": 1, "train": {"epochs": 1}}
+    whole = distill(language_model, tmp_path / "whole", windows, work(tmp_path / "a"), **wishes)
+    monkeypatch.setattr("compress.distill.run_language._LOGITS_BYTES", 3 * 4 * 16 * NUM_TOKENS + 5)
+    place = work(tmp_path / "b", progress=(told := Told()))
+    cut = distill(language_model, tmp_path / "cut", windows, place, **wishes)
+    assert whole.micro_batches == ({"from_update": 1, "rows": 8},)
+    assert cut.micro_batches == ({"from_update": 1, "rows": 3},)
+    assert [text for text in told.said if text.startswith("train: 3 windows at once, as the logits of a batch of 8")]
+    for one, other in zip(whole.history, cut.history, strict=True):
+        assert one == pytest.approx(other, abs=1e-5, rel=1e-5)
+
+
+def test_a_training_that_cannot_be_is_refused_before_the_teacher_writes_or_reads(
+    language_model: Path, windows: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = work(tmp_path, progress=(told := Told()))
+    with pytest.raises(DataError, match="22 rows to train on, fewer than one batch of 23"):
+        distill(language_model, tmp_path / "few", windows, place, sequence_level=True, train={"batch_size": 23})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UnsupportedError, match="each of 2 processes"):
+        distill(language_model, tmp_path / "two", windows, place, on_policy=0.5)
+    assert told.said == []
 
 
 def test_continuations_are_drawn_from_the_models_predictions(language_model: Path) -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,12 @@ from compress.distill.objective import ANSWERS, Insight, RowObjective
 from compress.distill.pupil import prepare_pupil
 from compress.distill.readout import Readout
 from compress.distill.rows import NumberedRows, RowData
+from compress.distill.run import Work
 from compress.distill.run_rows import distill_rows
 from compress.load import load_model
 from compress.train.run import train
 from edgesmith.data import Row
-from edgesmith.errors import DataError, UsageError
+from edgesmith.errors import DataError, StorageError, UnsupportedError, UsageError
 from edgesmith.progress import Progress
 from edgesmith.tasks import Example, load_task, sample_texts
 from tests.compress.distill.conftest import options, row_data, save_bert, training, weights, work
@@ -126,6 +129,83 @@ def test_the_teacher_is_run_once_for_every_row_whatever_the_epochs(classifier: P
         once = len(runs)
         distill(classifier, tmp_path / "three", num_layers=2, train={"epochs": 3}, place=work(tmp_path, seed=1))
         assert len(runs) - once <= 2
+
+
+def test_students_that_read_otherwise_share_no_answers(classifier: Path, tmp_path: Path) -> None:
+    examples = [Example(text) for text in sample_texts()[:48]]
+    teacher_task = load_task(classifier)
+    cut, whole = (
+        RowData(teacher_task=teacher_task, task=load_task(classifier, max_length=length), examples=examples)
+        for length in (8, 64)
+    )
+    assert cut.encoding != whole.encoding == row_data(classifier, examples=examples).encoding
+    distill(classifier, tmp_path / "cut", data=cut, num_layers=1, train={"epochs": 0.2})
+    distill(classifier, tmp_path / "whole", data=whole, num_layers=1, train={"epochs": 0.2}, place=other(tmp_path))
+    assert len(list((tmp_path / "cache").glob("teacher-*"))) == 2
+
+
+def other(root: Path) -> Work:
+    """Another training beside the same teacher's outputs."""
+    return replace(work(root), folder=root / "other")
+
+
+def test_a_teacher_that_is_only_measured_reads_the_held_out_rows_alone(classifier: Path, tmp_path: Path) -> None:
+    examples = [Example(text, target=index % 3) for index, text in enumerate(sample_texts()[:48])]
+    with counted_runs(3) as runs:
+        result = distill(
+            classifier, tmp_path / "out", data=row_data(classifier, examples=examples), num_layers=1, soft=0, hard=1
+        )
+    assert len(runs) <= 2  # the check of its layers, and five held-out rows
+    assert result.teacher_metric is not None
+    assert result.teacher_cache_bytes == 0
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_teacher_that_runs_anyway_is_heard_as_it_would_be_read(classifier: Path, tmp_path: Path) -> None:
+    data, chosen = row_data(classifier), options(num_layers=1, relation=1)
+    pupil = prepare_pupil(classifier, None, data.task, chosen, seed=0, batches=[])
+    batch = data.collate([{"row": row} for row in (4, 1, 9)])
+    insight = Insight(
+        pupil.present_teacher, pupil.student, sample=batch, readouts=data.readouts, options=chosen, causal=False, seed=0
+    )
+    losses = [
+        RowObjective(options=chosen, readout=data.readouts[1], cache=cache, insight=insight).loss(pupil.student, batch)
+        for cache in (None, data.ask(pupil.present_teacher, tmp_path / "cache", identity="one"))
+    ]
+    torch.testing.assert_close(losses[0].total, losses[1].total)
+    assert losses[0].parts.keys() == {"soft", "relation"}
+
+
+class Bars(Progress):
+    """Remembers what took long."""
+
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+
+    @contextmanager
+    def bar(self, description: str, total: float | None = None) -> Iterator[Any]:
+        del total
+        self.shown.append(description)
+        yield lambda amount, text="": None
+
+
+def test_a_training_that_cannot_be_is_refused_before_the_teacher_reads(
+    classifier: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = work(tmp_path, progress=(bars := Bars()))
+    with pytest.raises(DataError, match="43 rows to train on, fewer than one batch of 64"):
+        distill(classifier, tmp_path / "few", place=place, train={"batch_size": 64})
+    with monkeypatch.context() as patch:
+        patch.setattr("compress.train.checkpoints.shutil.disk_usage", lambda _: SimpleNamespace(free=1))
+        with pytest.raises(StorageError, match="training needs"):
+            distill(classifier, tmp_path / "full", place=place)
+    one_label = [Example(text, target=1) for text in sample_texts()[:40]]
+    with pytest.raises(DataError, match="all 40 training rows have the same label, number 1"):
+        distill(classifier, tmp_path / "same", place=place, data=row_data(classifier, examples=one_label))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UnsupportedError, match="compared with each other, and each of 2 processes"):
+        distill(encoder, tmp_path / "two", place=place)
+    assert bars.shown == []
 
 
 class KilledProgress(Progress):

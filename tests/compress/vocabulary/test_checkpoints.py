@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models
 
 from compress.vocabulary.prove_model import prove_model
@@ -112,6 +112,18 @@ def test_rows_are_taken_over_bit_by_bit_and_all_else_as_it_is(tmp_path: Path) ->
         assert np.array_equal(after[name], expected)
         if name in result.tensors:
             assert result.tensors[name].bytes_after == expected.nbytes
+
+
+def test_tables_of_integers_are_no_parameters(tmp_path: Path) -> None:
+    tokenizer, model_class, config = MODELS["bias of the decoder"]
+    save_checkpoint(tmp_path / "whole", tokenizer(), model_class, config)
+    plain = trim(tmp_path)
+    file = tmp_path / "whole" / "model.safetensors"
+    positions = {"bert.embeddings.position_ids": np.arange(140)[np.newaxis]}  # as older versions saved
+    save_file(load_file(file) | positions, file, metadata={"format": "pt"})
+    result = trim_vocabulary(tmp_path / "whole", tmp_path / "again", corpus())
+    assert result.num_parameters_before == plain.num_parameters_before
+    assert result.num_parameters_after == plain.num_parameters_after
 
 
 def test_every_token_id_moves_with_its_token(tmp_path: Path) -> None:

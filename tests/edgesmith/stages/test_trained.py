@@ -123,5 +123,5 @@ def test_what_nobody_went_on_with_for_two_weeks_goes(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         os.utime(folder, (time.time() - days * 86400,) * 2)
     with hold_lock(held):
-        stage(tmp_path).make(out(tmp_path), SILENT)
+        make_into(stage(tmp_path), tmp_path / "out", lambda _: None)
     assert sorted((tmp_path / "work").iterdir()) == [held, new]

@@ -106,6 +106,13 @@ def test_budgets_are_kept(name: str, tmp_path: Path) -> None:
     assert 0.3 * by_macs.macs_before < by_macs.macs_after <= 0.6 * by_macs.macs_before
 
 
+@pytest.mark.parametrize(("name", "is_lost"), [("llama", True), ("bert", False)])
+def test_outputs_worse_than_none_are_told(name: str, is_lost: bool, tmp_path: Path) -> None:
+    result, _, _ = _prune(name, tmp_path, num_layers=1, keep={"ffn": 0.5})
+    assert (result.output_change > 1) is is_lost
+    assert any("more than if all were zero" in note for note in result.notes) is is_lost
+
+
 def test_what_is_fixed_stays_fixed_within_a_budget(tmp_path: Path) -> None:
     result, _, small = _prune("llama", tmp_path, keep={"heads": 2}, max_macs=0.7)
     assert small.config.num_attention_heads == 2
