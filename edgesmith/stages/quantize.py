@@ -107,7 +107,8 @@ class QuantizeStage(Stage):
             raise UsageError(
                 f"{self.method.method}{' with smoothing' if self.method.is_smoothed else ''} takes ranges from real "
                 "rows, and none were given",
-                mend="Name a file of them: --calibration train.jsonl, or data.calibration in a recipe.",
+                mend="Name a file of them: --calibration train.jsonl, or data.calibration in a recipe. (--data are the "
+                "rows that the result is compared on.)",
             )
         if self.calibration is not None and not self.method.needs_calibration:
             raise UsageError(
