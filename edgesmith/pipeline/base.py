@@ -14,6 +14,7 @@ from edgesmith.errors import UsageError
 from edgesmith.gates import Gates
 from edgesmith.hub import locate_checkpoint
 from edgesmith.pipeline.checkpoints import Checkpoints, walk_checkpoints
+from edgesmith.pipeline.needs import needed
 from edgesmith.recipe import Recipe
 from edgesmith.releases import locate_target
 from edgesmith.stages.footprint import FootprintStage
@@ -24,9 +25,8 @@ from edgesmith.walkers import Walker
 if TYPE_CHECKING:
     from bench.load import LoadPlan
 
-__all__ = ["Made", "TargetResult", "Walk", "needed"]
+__all__ = ["Made", "TargetResult", "Walk"]
 
-NUM_VERIFIED = 64
 _LOAD_S = 20.0
 
 
@@ -169,9 +169,3 @@ class Walk(ABC):
         """Count an artifact's bytes."""
         does = "files, compressed download, bytes by kind of tensor"
         return self.walker.step(name, does, [("artifact", artifact)], lambda: FootprintStage(artifact=needed(artifact)))
-
-
-def needed(artifact: Artifact | None) -> Artifact:
-    """A stage is asked for only when everything that it needs is there."""
-    assert artifact is not None
-    return artifact

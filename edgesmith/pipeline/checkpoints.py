@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgesmith.artifact import Artifact, open_artifact
 from edgesmith.errors import UsageError
+from edgesmith.pipeline.needs import NUM_VERIFIED, needed
 from edgesmith.recipe import (
     DistillOptions,
     DistillStep,
@@ -70,8 +71,6 @@ def walk_checkpoints(walk: Walk, base: Artifact) -> Checkpoints:
 
 def _merge(walk: Walk, base: Artifact, options: MergeOptions) -> tuple[Artifact | None, Artifact | None]:
     """The merged checkpoint, and the proof that it equals base + adapters."""
-    from edgesmith.pipeline.base import NUM_VERIFIED, needed
-
     recipe = walk.recipe
     adapters = tuple((walk.folder / adapter.path, adapter.weight) for adapter in recipe.model.adapter)
     for path, _ in adapters:
@@ -101,7 +100,6 @@ def _training_file(walk: Walk) -> tuple[Path, str]:
 
 
 def _trim(walk: Walk, source: Artifact | None, options: TrimVocabularyOptions) -> Artifact | None:
-    from edgesmith.pipeline.base import needed
     from edgesmith.stages.trim_vocabulary import TrimVocabularyStage
 
     corpus = walk.data_file(options.corpus, "corpus") if options.corpus else _training_file(walk)[0]
@@ -116,7 +114,6 @@ def _trim(walk: Walk, source: Artifact | None, options: TrimVocabularyOptions) -
 
 
 def _prune(walk: Walk, source: Artifact | None, options: PruneOptions) -> Artifact | None:
-    from edgesmith.pipeline.base import needed
     from edgesmith.stages.prune import PruneStage
 
     data, path = walk.recipe.data, None
@@ -152,7 +149,6 @@ def _target_of(options: PruneOptions) -> str:
 
 def _distill(walk: Walk, made: Checkpoints, options: DistillOptions) -> Artifact | None:
     """Train what the steps before left, or a student of the teacher's own layers, or a checkpoint of the user's."""
-    from edgesmith.pipeline.base import needed
     from edgesmith.stages.distill import DistillStage
 
     data = walk.recipe.data

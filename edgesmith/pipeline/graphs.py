@@ -10,8 +10,9 @@ from edgesmith.artifact import Artifact, open_artifact
 from edgesmith.data import read_rows
 from edgesmith.errors import UsageError
 from edgesmith.gates import Gates
-from edgesmith.pipeline.base import NUM_VERIFIED, TargetResult, Walk, needed
+from edgesmith.pipeline.base import TargetResult, Walk
 from edgesmith.pipeline.checkpoints import Checkpoints
+from edgesmith.pipeline.needs import NUM_VERIFIED, needed
 from edgesmith.recipe import MergeStep, OnnxTarget, Scenario
 from edgesmith.releases import locate_target
 from edgesmith.stages.bench import BenchStage

@@ -8,8 +8,9 @@ from functools import cached_property
 from edgesmith.artifact import Artifact
 from edgesmith.data import read_rows
 from edgesmith.errors import UsageError
-from edgesmith.pipeline.base import TargetResult, Walk, needed
+from edgesmith.pipeline.base import TargetResult, Walk
 from edgesmith.pipeline.checkpoints import Checkpoints
+from edgesmith.pipeline.needs import needed
 from edgesmith.recipe import GenaiTarget, GgufQuantizeOptions, GgufTarget
 from edgesmith.stages.engines import GENERATES
 from edgesmith.stages.genai_export import GenaiExportStage
