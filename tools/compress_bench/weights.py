@@ -9,6 +9,7 @@ from compress_bench.book import TRAIN, perplexity, smollm2
 from compress_bench.part import Part, edgesmith
 
 METHODS = ("magnitude", "wanda", "sparsegpt")
+NUM_CALIBRATED, NUM_MEASURED = 16, 16
 TARGETS = ({"sparsity": "0.5"}, {"pattern": "2:4"})
 
 
@@ -16,19 +17,30 @@ def measure_weights(work: Path) -> Part:
     """Prune by every method to both targets; the process that prunes tells its own peak."""
     checkpoint = smollm2()
     part = Part(
-        "SmolLM2-135M, single weights, calibrated on 40 windows of 512 tokens",
+        f"SmolLM2-135M, single weights, calibrated on {NUM_CALIBRATED} windows of 512 tokens",
         ["method", "target", "zeros of the pruned matrices", "perplexity", "peak memory, MB", "bound, MB"],
     )
-    part.rows.append(["–", "–", "–", f"{perplexity(checkpoint)['value']:.2f}", "–", "–"])
+    part.rows.append(["–", "–", "–", f"{perplexity(checkpoint, num_windows=NUM_MEASURED)['value']:.2f}", "–", "–"])
     found: dict[tuple[str, str], float] = {}
     for target in TARGETS:
         [(option, size)] = target.items()
         for method in METHODS:
             out = work / f"{method}-{size.replace(':', 'of')}"
-            facts = edgesmith("prune", checkpoint, "--method", method, f"--{option}", size, "--data", TRAIN, "-o", out)[
-                "pruning"
-            ]
-            found[method, size] = perplexity(out)["value"]
+            facts = edgesmith(
+                "prune",
+                checkpoint,
+                "--method",
+                method,
+                f"--{option}",
+                size,
+                "--data",
+                TRAIN,
+                "--num-samples",
+                str(NUM_CALIBRATED),
+                "-o",
+                out,
+            )["pruning"]
+            found[method, size] = perplexity(out, num_windows=NUM_MEASURED)["value"]
             bound = facts["model_bytes"] + facts["block_bytes"] + facts["calibration_bytes"]
             part.rows.append(
                 [

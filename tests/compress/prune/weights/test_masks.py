@@ -87,7 +87,7 @@ def test_what_cannot_be_had_is_refused_by_name(selection: Pattern | Share, size:
     ("options", "said"),
     [
         ({"method": "wanda"}, "needs a sparsity"),
-        ({"method": "wanda", "sparsity": 0.5, "pattern": "2:4"}, "not both"),
+        ({"method": "wanda", "sparsity": 0.5, "pattern": "2:4"}, "both were given"),
         ({"method": "wanda", "pattern": "4:2"}, "pattern 4:2: N:M keeps N of every M"),
         ({"method": "magnitude", "pattern": "4:4"}, "0 < N < M"),
         ({"method": "sparsegpt", "pattern": "0:4"}, "0 < N < M"),
