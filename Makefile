@@ -37,7 +37,7 @@ demo: $(READY)  ## fine-tune MiniLM on news texts, then: merge, export, quantize
 demo-llm: $(READY)  ## fine-tune SmolLM2 on a novel, then: merge, GGUF Q4_K_M and int4 ONNX, verify, measure, judge, write
 	@examples/novel/run.sh
 
-demo-small: $(READY)  ## the demo's model in a tenth of the size: trimmed, pruned, distilled, int8, through the same gates (8 min)
+demo-small: $(READY)  ## the demo's model in a tenth of the size: trimmed, pruned, distilled, int8, through the same gates (6 min)
 	@examples/news/small.sh
 
 test: $(READY) $(CLIENTS)  ## run all tests, the slow ones too, two files at a time

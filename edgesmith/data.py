@@ -74,6 +74,8 @@ def read_rows(path: Path) -> Iterator[Row]:
         StorageError: The file cannot be read.
     """
     path = Path(path)
+    if not path.exists():
+        raise UsageError(f"{path}: no such data file", mend="Check the path.")
     reader = FORMATS.get(path.suffix.lower())
     if reader is None:
         known = ", ".join(sorted(FORMATS))
